@@ -1,0 +1,40 @@
+# Everything a contributor runs. `make test` is what CI runs, in a fresh clone, and it needs no step before it.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := test
+.PHONY: test lint types contracts unit bench system clean
+
+test: system lint types contracts unit
+
+# The tools are a stamp file: made anew only when what the project asks for has changed.
+$(BIN)/.stamp: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("voile needs Python 3.11 or newer; set PYTHON=") if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+system:
+	@sh tools/system-packages.sh
+
+lint: $(BIN)/.stamp
+	$(BIN)/ruff check .
+
+types: $(BIN)/.stamp
+	$(BIN)/mypy
+
+contracts: $(BIN)/.stamp
+	$(BIN)/lint-imports --no-cache
+
+unit: $(BIN)/.stamp
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(BIN)/.stamp
+	@sh tools/system-packages.sh
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
