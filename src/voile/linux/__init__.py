@@ -1,0 +1,1 @@
+"""What the standard library lacks: typed wrappers of Linux system calls, without policy."""
