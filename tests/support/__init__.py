@@ -1,0 +1,1 @@
+"""What the tests are built from. Nothing here uses voile: an oracle shares no code with what it judges."""

@@ -1,0 +1,92 @@
+"""System calls that Python 3.11 lacks, for the tests' own use (voile has its own in voile.linux)."""
+
+import ctypes
+import os
+import struct
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
+MNT_DETACH = 2
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
+FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
+FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_ZERO_RANGE, FALLOC_FL_INSERT_RANGE = 8, 16, 32
+
+_GETDENTS64 = {"x86_64": 217}.get(os.uname().machine, 61)
+
+
+def _check(result, *path):
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), *path)
+    return result
+
+
+def unshare(flags):
+    _check(_libc.unshare(flags))
+
+
+def mount(source, target, fstype, flags=0, data=""):
+    encoded = [None if x is None else os.fsencode(x) for x in (source, target, fstype)]
+    _check(_libc.mount(*encoded, ctypes.c_ulong(flags), os.fsencode(data) or None), target)
+
+
+def umount(target, flags=0):
+    _check(_libc.umount2(os.fsencode(target), flags), target)
+
+
+def renameat2(old, new, flags, old_dir=AT_FDCWD, new_dir=AT_FDCWD):
+    _check(_libc.renameat2(old_dir, os.fsencode(old), new_dir, os.fsencode(new), flags), old, None, new)
+
+
+def linkat_fd(fd, new):
+    """Give a name to an open, nameless file (O_TMPFILE)."""
+    # The way of open(2): through /proc, which needs no CAP_DAC_READ_SEARCH.
+    _check(_libc.linkat(AT_FDCWD, b"/proc/self/fd/%d" % fd, AT_FDCWD, os.fsencode(new), 0x400), new)
+
+
+def fallocate(fd, mode, offset, length):
+    _check(_libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)))
+
+
+def syncfs(fd):
+    _check(_libc.syncfs(fd))
+
+
+def getdents(fd, size=32768):
+    """One call: list of (name, ino, offset, d_type)."""
+    buffer = ctypes.create_string_buffer(size)
+    end = _check(_libc.syscall(_GETDENTS64, fd, buffer, size))
+    found, at = [], 0
+    while at < end:
+        ino, offset, length, kind = struct.unpack_from("=QqHB", buffer, at)
+        name = buffer.raw[at + 19 : at + length].split(b"\0", 1)[0]
+        found.append((name, ino, offset, kind))
+        at += length
+    return found
+
+
+def list_directory(path):
+    """All of a directory, "." and ".." too, as getdents gives it."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        found = []
+        while part := getdents(fd):
+            found += part
+        return found
+    finally:
+        os.close(fd)
+
+
+def file_handle(path):
+    """(handle_type, handle bytes) of name_to_handle_at(2), symlinks not followed."""
+    buffer = ctypes.create_string_buffer(8 + 128)
+    struct.pack_into("=Ii", buffer, 0, 128, 0)
+    mount_id = ctypes.c_int()
+    _check(_libc.name_to_handle_at(AT_FDCWD, os.fsencode(path), buffer, ctypes.byref(mount_id), 0), path)
+    length, kind = struct.unpack_from("=Ii", buffer, 0)
+    return kind, buffer.raw[8 : 8 + length]
