@@ -11,24 +11,24 @@ from __future__ import annotations
 
 import os
 
+from voile.linux.mount import (
+    MS_DIRSYNC,
+    MS_LAZYTIME,
+    MS_NOATIME,
+    MS_NODEV,
+    MS_NODIRATIME,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_NOSYMFOLLOW,
+    MS_RELATIME,
+    MS_STRICTATIME,
+    MS_SYNCHRONOUS,
+)
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     Handler = Callable[["Params", bytes, "bytes | None"], None]
-
-# Flags of mount(2), <linux/mount.h>; here and not from linux.mount, so that parsing needs no ctypes.
-MS_RDONLY = 1
-MS_NOSUID = 2
-MS_NODEV = 4
-MS_NOEXEC = 8
-MS_SYNCHRONOUS = 16
-MS_DIRSYNC = 128
-MS_NOSYMFOLLOW = 256
-MS_NOATIME = 1024
-MS_NODIRATIME = 2048
-MS_RELATIME = 1 << 21
-MS_STRICTATIME = 1 << 24
-MS_LAZYTIME = 1 << 25
 
 _ATIME = MS_NOATIME | MS_RELATIME | MS_STRICTATIME
 
@@ -307,6 +307,13 @@ def _context(params: Params, name: bytes, value: bytes | None) -> None:
         raise UsageError(f"option '{_text(name)}' is not supported (SELinux is on)")
 
 
+def _implies(mask: int) -> Handler:
+    def handler(params: Params, name: bytes, value: bytes | None) -> None:
+        params.ms_flags |= mask  # the value is a user's name
+
+    return handler
+
+
 def _ignore(params: Params, name: bytes, value: bytes | None) -> None:
     pass
 
@@ -367,7 +374,10 @@ _TABLE: dict[bytes, Handler] = {
     b"nolazytime": _set_ms(0, MS_LAZYTIME),
     b"defaults": _set_ms(0, MS_NOSUID | MS_NODEV | MS_NOEXEC | MS_SYNCHRONOUS),
     # for mount(8), systemd and container engines; nothing for a file system
-    **dict.fromkeys((b"auto", b"noauto", b"nofail", b"_netdev", b"comment", b"private", b"rprivate"), _ignore),
-    **dict.fromkeys((b"user", b"nouser", b"users", b"owner", b"group"), _ignore),
+    **dict.fromkeys((b"auto", b"noauto", b"nofail", b"_netdev", b"comment"), _ignore),
+    **dict.fromkeys((b"nouser", b"private", b"rprivate"), _ignore),
+    # Whoever may mount, the options that mount(8) says these imply are in force.
+    **dict.fromkeys((b"user", b"users"), _implies(MS_NOSUID | MS_NODEV | MS_NOEXEC)),
+    **dict.fromkeys((b"owner", b"group"), _implies(MS_NOSUID | MS_NODEV)),
     **dict.fromkeys(_CONTEXTS, _context),
 }
