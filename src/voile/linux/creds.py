@@ -87,7 +87,7 @@ def pid_has_cap(pid: int, capability: int) -> bool:
     """Whether the thread `pid` has the capability *in our user namespace*.
 
     Capabilities count in the holder's own user namespace: everybody can have all of them in one of their own
-    making. So the namespaces are compared, and "cannot tell" (the thread is gone, or we may not look) is False.
+    making. So the namespaces are compared. "Cannot tell" (the thread is gone, or we may not look) is False.
     """
     try:
         if not _effective(pid) >> capability & 1:

@@ -194,7 +194,10 @@ def name_to_handle_at(dirfd: int, name: bytes, flags: int = 0) -> tuple[int, int
 
 
 def open_by_handle_at(mount_fd: int, handle_type: int, handle: bytes, flags: int) -> int:
-    """Open a file by its handle; `mount_fd` is any fd of its mount. Needs CAP_DAC_READ_SEARCH. ESTALE: gone."""
+    """Open a file by its handle; `mount_fd` is any fd of its mount. Needs CAP_DAC_READ_SEARCH.
+
+    ESTALE: the file is gone.
+    """
     buffer = bytearray(_FILE_HANDLE.pack(len(handle), handle_type) + handle)
     return check(
         _syscall_open_by_handle_at(
@@ -244,7 +247,7 @@ def getdents64(fd: int, buffer: bytearray) -> int:
 
 
 def fs_uuid(fd: int) -> bytes | None:
-    """The 16-byte uuid of the file system of `fd`, or None where it has none or the kernel (< 6.9) cannot say.
+    """The 16-byte uuid of the file system of `fd`, or None when that is unknown (kernels before 6.9).
 
     It is the superblock's s_uuid, the one that overlayfs writes into its origin xattrs.
     """

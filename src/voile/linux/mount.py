@@ -130,13 +130,19 @@ def move_mount(from_dirfd: int, from_path: bytes, to_dirfd: int, to_path: bytes,
 
 
 def open_tree(dirfd: int, path: bytes, flags: int) -> int:
-    """An O_PATH fd of a mount, or with OPEN_TREE_CLONE of a detached copy (AT_RECURSIVE: with those below)."""
+    """An O_PATH fd of a mount, or with OPEN_TREE_CLONE of a detached copy (AT_RECURSIVE: of a tree)."""
     return check(_syscall_open_tree(libc.NR_OPEN_TREE, dirfd, text(path), flags | OPEN_TREE_CLOEXEC), path)
 
 
 def mount_setattr(
-    dirfd: int, path: bytes, flags: int, attr_set: int, attr_clr: int, propagation: int = 0, userns_fd: int = 0
+    dirfd: int,
+    path: bytes,
+    flags: int,
+    attr_set: int,
+    attr_clr: int,
+    propagation: int = 0,
+    userns_fd: int = 0,
 ) -> None:
-    """Change MOUNT_ATTR_* and the propagation (MS_PRIVATE, ...) of a mount; AT_RECURSIVE: of the whole tree."""
+    """Change MOUNT_ATTR_* and the propagation (MS_PRIVATE, ...) of a mount, with AT_RECURSIVE of a tree."""
     attributes = libc.array(libc.c_uint64, [attr_set, attr_clr, propagation, userns_fd])
     check(_syscall_mount_setattr(libc.NR_MOUNT_SETATTR, dirfd, text(path), flags, attributes, 32), path)

@@ -1,0 +1,69 @@
+"""Removal of a tree by directory fds: no path is walked twice, and no symbolic link is followed."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from voile.linux import files
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+# Below this depth a directory is moved to the top before it is emptied: a tree may be deeper than Python's stack
+# and the limit of open files allow.
+_DEPTH = 100
+
+
+def open_directory(dirfd: int, name: bytes) -> int:
+    """Open a directory for reading, also one of our own that has no permissions (overlay work directories).
+
+    Such a directory has mode 0700 afterwards. Raises OSError: ELOOP or ENOTDIR for anything but a directory.
+    """
+    try:
+        return os.open(name, _OPEN, dir_fd=dirfd)
+    except PermissionError:
+        files.fchmodat2(dirfd, name, 0o700, files.AT_SYMLINK_NOFOLLOW)
+        return os.open(name, _OPEN, dir_fd=dirfd)
+
+
+def remove(dirfd: int, name: bytes) -> None:
+    """Remove the entry `name` of `dirfd` with all that is below it. Nothing there is no error.
+
+    Directories of ours are removed whatever their modes. Raises OSError for what cannot be removed.
+    """
+    too_deep = [name]
+    while too_deep:
+        _remove(dirfd, too_deep.pop(), 0, dirfd, too_deep)
+
+
+def _remove(dirfd: int, name: bytes, depth: int, top: int, too_deep: list[bytes]) -> None:
+    try:
+        os.unlink(name, dir_fd=dirfd)
+        return
+    except FileNotFoundError:
+        return
+    except IsADirectoryError:
+        pass
+    try:
+        # An empty directory needs no permissions of its own.
+        os.rmdir(name, dir_fd=dirfd)
+        return
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    fd = open_directory(dirfd, name)
+    try:
+        about = os.fstat(fd)
+        if about.st_mode & 0o300 != 0o300 and about.st_uid == os.geteuid():
+            os.fchmod(fd, 0o700)  # mode 0555 (as of a package cache) keeps its owner from unlinking
+        if depth == _DEPTH:
+            moved = b"#deep-%x" % about.st_ino
+            os.rename(name, moved, src_dir_fd=dirfd, dst_dir_fd=top)
+            too_deep.append(moved)
+            return
+        for entry in os.listdir(fd):
+            _remove(fd, os.fsencode(entry), depth + 1, top, too_deep)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=dirfd)

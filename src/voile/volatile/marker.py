@@ -1,0 +1,85 @@
+"""work/incompat: features of a work directory that forbid a mount, first of all `volatile`.
+
+A volatile mount leaves `work/incompat/volatile/dirty`, so that after a crash nobody takes a half-written
+upper directory for a whole one. Any entry of `incompat` refuses a mount, by the kernel as well as by us
+(fs/overlayfs/readdir.c, ovl_workdir_cleanup_recurse; fs/overlayfs/super.c, ovl_create_volatile_dirty).
+
+`work_fd` is the directory WORKDIR/work throughout.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from voile.linux import trees
+
+_INCOMPAT = b"incompat"
+_VOLATILE = b"volatile"
+_DIRTY = b"dirty"
+
+_NOT_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
+class Incompatible(OSError):
+    """The work directory has a feature that forbids a mount (EINVAL, as the kernel). `feature`: its name."""
+
+    def __init__(self, feature: bytes, path: bytes | None = None) -> None:
+        """`path`: the work directory, as the user knows it."""
+        if feature == _VOLATILE:
+            workdir = "WORKDIR" if path is None else os.fsdecode(path)
+            message = (
+                "the last mount was volatile and not synced: after a crash, files in the upper directory may "
+                "be incomplete. Start over with empty upper and work directories, or, when the machine has "
+                f"not crashed since, remove {workdir}/work/incompat/volatile"
+            )
+        else:
+            message = f"overlay with incompat feature '{os.fsdecode(feature)}' cannot be mounted"
+        super().__init__(errno.EINVAL, message, path)
+        self.feature = feature
+
+
+def check(work_fd: int, path: bytes | None = None) -> None:
+    """Raise Incompatible when work/incompat has an entry. `path` is for the message: the work directory."""
+    try:
+        fd = trees.open_directory(work_fd, _INCOMPAT)
+    except OSError as error:
+        # Something that is no directory has no entries: it is cleared away with the rest of work.
+        if error.errno in _NOT_DIRECTORY:
+            return
+        raise
+    try:
+        names = sorted(os.listdir(fd))
+    finally:
+        os.close(fd)
+    if names:
+        # Ours first: of several it is the one that somebody can do something about.
+        found = [os.fsencode(name) for name in names]
+        raise Incompatible(_VOLATILE if _VOLATILE in found else found[0], path)
+
+
+def create_volatile(work_fd: int) -> None:
+    """Make work/incompat/volatile/dirty: two directories and an empty file, all of mode 0.
+
+    The modes are set last, for mounters whom they would keep out. What exists is kept. Raises OSError.
+    """
+    incompat = _make_directory(work_fd, _INCOMPAT)
+    try:
+        volatile = _make_directory(incompat, _VOLATILE)
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(_DIRTY, flags, 0, dir_fd=volatile))
+            os.fchmod(volatile, 0)
+        finally:
+            os.close(volatile)
+        os.fchmod(incompat, 0)
+    finally:
+        os.close(incompat)
+
+
+def _make_directory(dirfd: int, name: bytes) -> int:
+    try:
+        os.mkdir(name, 0o700, dir_fd=dirfd)
+    except FileExistsError:
+        pass
+    return trees.open_directory(dirfd, name)
