@@ -1,0 +1,12 @@
+"""The FUSE kernel protocol, for any file system: nothing in here knows about overlays.
+
+`abi`         constants and structs of ``<linux/fuse.h>``
+`requests`    request bytes → calls of `session.Operations` methods (no I/O)
+`replies`     values → reply bytes (no I/O)
+`session`     INIT, dispatch, errors → replies, notifications
+`device`      the loop that reads /dev/fuse
+`workers`     threads for long system calls, completed in the loop's thread
+`cpu_follow`  keep the loop on its client's CPU
+`passthrough` backing files
+`mountpoint`  /dev/fuse, mount(2), fusermount3, unmount
+"""
