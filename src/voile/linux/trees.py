@@ -10,8 +10,8 @@ from voile.linux import files
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-# Below this depth a directory is moved to the top before it is emptied: a tree may be deeper than Python's stack
-# and the limit of open files allow.
+# Below this depth a directory is moved to the top before it is emptied: a tree may be deeper than Python's
+# stack and the limit of open files allow.
 _DEPTH = 100
 
 

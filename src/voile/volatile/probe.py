@@ -62,6 +62,8 @@ class Probe:
             os.fsync(self.fd)
         except OSError as error:
             return error.errno or errno.EIO
+        except ValueError:
+            return errno.EBADF  # closed: who cannot tell does not say that all is well
         return 0
 
     def close(self) -> None:
@@ -86,6 +88,7 @@ class NoProbe(Probe):
 def create(workdir_fd: int, userxattr: bool = False) -> Probe:
     """Make a probe of the file system of the directory `workdir_fd` (O_PATH will do); it must be writable.
 
+    The fd must have been opened in the mount namespace that the process is in now.
     `userxattr`: as the mount option, for a process in a user namespace. Raises UnseenError; ProbeUnavailable;
     another OSError when the directory cannot be written to. Whatever happens, nothing is left in it.
     """
@@ -96,7 +99,9 @@ def create(workdir_fd: int, userxattr: bool = False) -> Probe:
             trees.remove(workdir_fd, prefix + layer)
             os.mkdir(prefix + layer, 0o700, dir_fd=workdir_fd)
         try:
-            return Probe(_build(workdir_fd, prefix, userxattr), "overlay")
+            # The path is that of the fd and thus needs no escapes, whatever the directory is called.
+            base = b"/proc/self/fd/%d/" % workdir_fd
+            return Probe(_build(base + prefix, userxattr), "overlay")
         except _BuildError as error:
             if error.errno != errno.EPERM:
                 raise
@@ -112,8 +117,11 @@ class _BuildError(OSError):
     """A failure of the mount itself, as opposed to one of the scratch directories."""
 
 
-def _build(workdir_fd: int, prefix: bytes, userxattr: bool) -> int:
-    """The fd of a probe, made in this process. Raises _BuildError; EPERM: no privilege here."""
+def _build(prefix: bytes, userxattr: bool) -> int:
+    """The fd of a probe, made in this process of directories with that prefix.
+
+    Raises _BuildError; EPERM: no privilege here.
+    """
     try:
         fs = mount.fsopen(b"overlay")
     except OSError as error:
@@ -121,9 +129,7 @@ def _build(workdir_fd: int, prefix: bytes, userxattr: bool) -> int:
     try:
         mount.fsconfig_string(fs, b"source", b"voile-probe")
         for layer in _LAYERS:
-            # The path is that of the fd and thus needs no escapes, whatever the directory is called.
-            path = b"/proc/self/fd/%d/%s%s" % (workdir_fd, prefix, layer)
-            mount.fsconfig_string(fs, layer, path)
+            mount.fsconfig_string(fs, layer, prefix + layer)
         for key, value in _OPTIONS:
             mount.fsconfig_string(fs, key, value)
         mount.fsconfig_flag(fs, b"volatile")
@@ -181,11 +187,14 @@ def _child(reply_to: object, uid: int, gid: int, workdir_fd: int, prefix: bytes)
     assert isinstance(reply_to, socket.socket)
     doing = "user namespace"
     try:
+        # Layers must belong to the mount namespace that we are in (fs/namespace.c, clone_private_mount). The
+        # fd stays with the old namespace, while the working directory goes along to the new one.
+        os.fchdir(workdir_fd)
         namespaces.unshare(namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWNS)
         namespaces.write_id_maps("self", [(0, uid, 1)], [(0, gid, 1)])
         doing = "overlayfs in a user namespace"
         # trusted.* belongs to the initial user namespace.
-        fd = _build(workdir_fd, prefix, userxattr=True)
+        fd = _build(prefix, userxattr=True)
         socket.send_fds(reply_to, [b"0"], [fd])
     except _BuildError as error:
         reply_to.sendall(b"%d %s" % (error.errno or errno.EIO, str(error.strerror).encode()))
