@@ -12,6 +12,7 @@ from . import mountinfo, syscalls
 from .namespace import ISOLATION
 
 ROOT = Path(__file__).resolve().parents[2]
+GENERIC = {"ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1024}
 START_TIMEOUT = 20
 STOP_TIMEOUT = 20
 
@@ -49,9 +50,9 @@ class KernelOverlay:
 
     def mount(self, *options):
         data = ",".join([self.layers.options(), *filter(None, options)])
-        flags = 0
-        if "ro" in data.split(","):
-            flags, data = 1, ",".join(o for o in data.split(",") if o != "ro")
+        words = data.split(",")
+        flags = sum(GENERIC.get(word, 0) for word in words)
+        data = ",".join(word for word in words if word not in GENERIC)
         # The paths are relative: mount(2) resolves them in this process.
         here = os.open(".", os.O_RDONLY)
         try:

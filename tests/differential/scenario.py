@@ -1,0 +1,29 @@
+"""The list of scenarios. A scenario is a generator: it builds layers, is sent a Tree, does its steps.
+
+@scenario(options="redirect_dir=on")
+def rename_of_a_lower_directory(b):
+    b.low.file("d/f")
+    t = yield
+    t.rename("d", "e")
+"""
+
+from collections import namedtuple
+
+Scenario = namedtuple("Scenario", "name function options lowers upper on lowers_on ino")
+ALL = {}
+
+
+def scenario(options="", lowers=1, upper=True, on="ext4", lowers_on=None, ino=True, name=None):
+    """Register a scenario.
+
+    options: mount options for both sides. lowers, upper, on, lowers_on: the layers and their file systems.
+    ino: compare inode numbers when the one mounts what the other has written (one file system only).
+    """
+
+    def register(function):
+        full = f"{function.__module__.rpartition('.')[2]}-{name or function.__name__}"
+        assert full not in ALL, full
+        ALL[full] = Scenario(full, function, options, lowers, upper, on, lowers_on, ino and lowers_on is None)
+        return function
+
+    return register
