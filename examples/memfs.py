@@ -13,8 +13,6 @@ from voile.fuse.device import Device
 from voile.fuse.session import Operations, Session
 
 FOREVER = 1 << 40  # nobody but the kernel changes anything here: it may cache without limit
-CHANGES = ("mode", abi.FATTR_MODE), ("uid", abi.FATTR_UID), ("gid", abi.FATTR_GID), \
-    ("atime_ns", abi.FATTR_ATIME), ("mtime_ns", abi.FATTR_MTIME), ("ctime_ns", abi.FATTR_CTIME)  # fmt: skip
 
 
 class Node:
@@ -24,11 +22,9 @@ class Node:
         self.content = content  # a bytearray, or the dict of a directory
 
     def attr(self):
-        times = [divmod(t, 10**9) for t in (self.atime_ns, self.mtime_ns, self.ctime_ns)]
-        return replies.attr(
-            self.ino, len(self.content), -(-len(self.content) // 512), *(t[0] for t in times),
-            *(t[1] for t in times), self.mode, 1, self.uid, self.gid, 0, 4096, 0,
-        )  # fmt: skip
+        times = zip(*(divmod(t, 10**9) for t in (self.atime_ns, self.mtime_ns, self.ctime_ns)))
+        head = (self.ino, len(self.content), -(-len(self.content) // 512))
+        return replies.attr(*head, *itertools.chain(*times), self.mode, 1, self.uid, self.gid, 0, 4096, 0)
 
     def entry(self):
         return replies.entry_out(self.ino, 0, FOREVER, 0, FOREVER, 0, self.attr())
@@ -55,8 +51,8 @@ class MemoryFS(Operations):
         node = self.nodes[req.nodeid]
         if args.valid & abi.FATTR_SIZE:
             node.content[:] = node.content[: args.size].ljust(args.size, b"\0")
-        for name, bit in CHANGES:
-            if args.valid & bit:
+        for name in ("mode", "uid", "gid", "atime_ns", "mtime_ns", "ctime_ns"):
+            if args.valid & getattr(abi, "FATTR_" + name.removesuffix("_ns").upper()):
                 setattr(node, name, getattr(args, name))
         return self.getattr(req, 0, None)
 
@@ -83,7 +79,7 @@ class MemoryFS(Operations):
 
     def write(self, req, fh, offset, data, write_flags, flags):
         content = self.nodes[req.nodeid].content
-        content.extend(bytes(max(0, offset - len(content))))
+        content[len(content) :] = bytes(max(0, offset - len(content)))
         content[offset : offset + len(data)] = data
         return len(data)
 
@@ -98,8 +94,7 @@ class MemoryFS(Operations):
 if __name__ == "__main__":
     fd, target = mountpoint.open_device(), os.fsencode(sys.argv[1])
     mountpoint.mount(fd, target, source=b"memfs", subtype=b"memfs", default_permissions=True)
-    session = Session(fd, MemoryFS())
+    device = Device(session := Session(fd, MemoryFS()))
     session.handshake()
-    device = Device(session)
     device.on_signals(lambda number: mountpoint.unmount_in_thread(target, lazy=True))
     device.run()

@@ -88,7 +88,8 @@ def via_fusermount3(target: bytes, options: Sequence[bytes]) -> int:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     errors_read, errors_write = os.pipe()
     with ours, theirs, os.fdopen(errors_read, "rb") as errors:
-        argv = [b"fusermount3", b"-o", b",".join(o.replace(b"\\", b"\\\\") for o in options), b"--", target]
+        escaped = (option.replace(b"\\", b"\\\\").replace(b",", b"\\,") for option in options)
+        argv = [b"fusermount3", b"-o", b",".join(escaped), b"--", target]
         try:
             os.set_inheritable(theirs.fileno(), True)
             env = {**os.environ, "_FUSE_COMMFD": str(theirs.fileno())}

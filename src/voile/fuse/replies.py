@@ -172,7 +172,7 @@ _plus_records: list[Struct] = []
 class DirentBuffer:
     """The records of one READDIR (*plus* false) or READDIRPLUS reply of at most *size* bytes."""
 
-    __slots__ = ("_plus", "_room", "_records", "_structs")
+    __slots__ = ("_records", "_room", "_structs", "plus")
 
     def __init__(self, size: int, plus: bool) -> None:
         if not _plain_records:  # made on first use: 0.3 ms that a mount need not wait for
@@ -181,7 +181,7 @@ class DirentBuffer:
                 _record_structs(f"{abi.ENTRY_OUT.size}s2Q2I", abi.ENTRY_OUT.size + abi.DIRENT.size)
             )
         self._room = size
-        self._plus = plus
+        self.plus = plus
         self._records: list[bytes] = []
         self._structs = _plus_records if plus else _plain_records
 
@@ -199,7 +199,7 @@ class DirentBuffer:
         if room < 0:
             return False
         self._room = room
-        if self._plus:
+        if self.plus:
             self._records.append(record.pack(entry or b"", ino, off, length, type, name))
         else:
             self._records.append(record.pack(ino, off, length, type, name))
