@@ -179,10 +179,11 @@ def _closed(item: bytes) -> bool:
     return item.endswith(b'"') and item.count(b'"') > 1
 
 
-def parse(options: bytes, base: Params | None = None) -> Params:
+def parse(options: bytes, base: Params | None = None, *, sloppy: bool = False) -> Params:
     """Parse one `-o` string (`a,b=c,…`) on top of `base` (changed and returned) or the defaults.
 
-    Later options win, as in mount(8).  Call `Params.check` after the last string.
+    Later options win, as in mount(8).  Call `Params.check` after the last string.  `sloppy` (mount -s)
+    tolerates options that are unknown.
     Raises UsageError naming the option that is unknown, unsupported or has a bad value.
     """
     params = Params() if base is None else base
@@ -190,7 +191,8 @@ def parse(options: bytes, base: Params | None = None) -> Params:
         name, equals, value = item.partition(b"=")
         handler = _TABLE.get(name)
         if handler is None:
-            if name[:2] in (b"x-", b"X-"):  # mount(8): for user-space programs, never for the file system
+            # x-: for user-space programs, never for the file system (mount(8)).
+            if sloppy or name[:2] in (b"x-", b"X-"):
                 continue
             raise UsageError(f"unknown option '{_text(name)}'")
         handler(params, name, value if equals else None)

@@ -1,0 +1,83 @@
+"""`voile mount`, and the same without its name, as mount.fuse3 and container engines call it."""
+
+from __future__ import annotations
+
+import os
+
+from voile.cli import report
+from voile.cli.arguments import FLAG, VALUE, Options, parse
+from voile.overlay import params as mount_options
+from voile.overlay.params import Params, UsageError
+
+HELP = """usage: voile mount [-f] [-d] -o OPTIONS MOUNTPOINT
+
+Mount an overlay. Returns when the mount answers, leaving a daemon behind.
+
+  -o OPTIONS     lowerdir=A:B:C[,upperdir=U,workdir=W], volatile, fsync=auto|strict|volatile, userxattr,
+                 redirect_dir=on|follow|nofollow|off, xino=on|off|auto, allow_other, timeout=SECONDS, ro,
+                 noatime, nosuid, nodev, noexec, ...; may be given several times
+  -f             stay in the foreground
+  -d             stay in the foreground, and write every request and reply to stderr
+  -t TYPE        the type to show after "fuse." (default: voile)
+
+Exit status: 0 mounted; 1 usage or permission; 2 system error; 4 internal error; 8 interrupted;
+32 mount failed.
+"""
+
+_OPTIONS: Options = {
+    (b"-o", b"--options"): VALUE,
+    (b"-t", b"--types"): VALUE,
+    (b"-f", b"--foreground"): FLAG,
+    (b"-d", b"--debug"): FLAG,
+    (b"-h", b"--help"): FLAG,
+}
+
+
+def main(words: list[bytes], from_helper: bool = False) -> int:
+    """Run `voile mount`. `from_helper`: a SOURCE may stand before the mount point."""
+    arguments = parse(words, _OPTIONS)
+    if b"-h" in arguments:
+        report.tell(HELP)
+        return report.OK
+    *source, target = arguments.operands or [b""]
+    if not target or len(source) > (1 if from_helper else 0):
+        what = "a source and a mount point" if from_helper else "one mount point"
+        raise UsageError(f"{what} needed, {len(arguments.operands)} operands given")
+    params = build(arguments.all(b"-o"), source[0] if source else None)
+    fstype = arguments.last(b"-t")
+    if fstype is not None:
+        params.subtype = fstype.removeprefix(b"fuse.").removeprefix(b"fuseblk.")
+    debug = b"-d" in arguments
+    return mount(params, target, foreground=debug or b"-f" in arguments, debug=debug)
+
+
+def build(options: list[bytes], source: bytes | None, *, sloppy: bool = False) -> Params:
+    """Parse and check all `-o` values. Raises UsageError."""
+    params = Params()
+    if source:
+        params.source = source  # fsname= has the last word
+    for item in options:
+        mount_options.parse(item, params, sloppy=sloppy)
+    return params.check()
+
+
+def mount(params: Params, target: bytes, *, foreground: bool = False, debug: bool = False) -> int:
+    """Mount, and return an exit status in the process that the caller waits for."""
+    from voile.fuse.negotiation import ProtocolError
+    from voile.overlay.super import MountError
+    from voile.server import process
+
+    inherited = process.open_files()
+    try:
+        process.serve(
+            params,
+            target,
+            mounted=None if foreground else lambda: process.to_background(inherited),
+            debug=debug,
+        )
+    except (OSError, MountError, ProtocolError) as error:
+        report.say(report.describe(error))
+        return report.exit_status(error)
+    if not foreground:
+        os._exit(0)  # the daemon: nothing is left to tidy up, and nobody to tell
+    return report.OK

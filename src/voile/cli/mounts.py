@@ -1,0 +1,72 @@
+"""Which voile mounts there are, as this process sees them."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from voile.linux import mountinfo
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_UNREACHABLE = (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def is_voile(mount: mountinfo.Mount) -> bool:
+    """Whether mountinfo says that it is ours (a mount with another subtype= is not recognised)."""
+    return mount.fstype in (b"fuse.voile", b"fuseblk.voile")
+
+
+def find(point: bytes) -> mountinfo.Mount | None:
+    """Return the topmost mount whose mount point is exactly `point`, None when there is none."""
+    # Never by stat(2): a mount whose daemon hangs would hang us.
+    parent, name = os.path.split(os.path.abspath(point))
+    path = os.path.join(os.path.realpath(parent), name)
+    for candidate in (path, os.path.realpath(path) if _is_link(path) else path):
+        found = [mount for mount in mountinfo.read() if mount.mountpoint == candidate]
+        if found:
+            return found[-1]
+    return None
+
+
+def _is_link(path: bytes) -> bool:
+    try:
+        return os.path.islink(path)
+    except OSError:
+        return False
+
+
+def ask(mount: mountinfo.Mount) -> dict[str, Any]:
+    """Return the status object of a mount; for one whose daemon is gone, one that says so.
+
+    Raises OSError: ENOTTY and others when it is not voile, EPERM when it is somebody else's.
+    """
+    from voile.server import control
+
+    try:
+        return control.status(mount.mountpoint)
+    except OSError as error:
+        if error.errno not in _UNREACHABLE or not is_voile(mount):
+            raise
+        return _dead(mount, error)
+
+
+def _dead(mount: mountinfo.Mount, error: OSError) -> dict[str, Any]:
+    number = error.errno or errno.ENOTCONN
+    return {
+        "mountpoint": os.fsdecode(mount.mountpoint),
+        "lowerdir": [],
+        "upperdir": None,
+        "workdir": None,
+        "pid": None,
+        "volatile": False,
+        "state": "shutdown",
+        "error": {"errno": number, "name": errno.errorcode.get(number, ""), "since": None},
+        "probe": "none",
+        "syncfs": "none",
+        "passthrough": False,
+        "omitted": dict.fromkeys(("fsync", "fdatasync", "fsyncdir", "syncfs", "osync"), 0),
+        "uptime_s": None,
+    }

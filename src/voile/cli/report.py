@@ -1,0 +1,55 @@
+"""What the commands say, and the exit statuses they share."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+# Exit bits of mount(8) and its helpers, used by every command that is not `run`.
+OK = 0
+USAGE = 1  # or permission
+SYSTEM = 2  # out of memory, cannot fork, ...
+INTERNAL = 4
+INTERRUPTED = 8
+MOUNT_FAILURE = 32
+
+_SYSTEM_ERRORS = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
+_PERMISSION_ERRORS = (errno.EPERM, errno.EACCES)
+
+
+def say(message: str) -> None:
+    """Write one line to stderr, whatever the names in it contain; bytes that are not UTF-8 as they are."""
+    line = "voile: " + message.replace("\n", "\\n").replace("\r", "\\r") + "\n"
+    _write(2, line)
+
+
+def tell(text: str) -> None:
+    """Write data to stdout; bytes that are not UTF-8 as they are."""
+    _write(1, text)
+
+
+def _write(fd: int, text: str) -> None:
+    data = text.encode("utf-8", "surrogateescape")
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    except OSError:
+        pass  # nobody reads: there is nowhere to complain
+
+
+def describe(error: Exception) -> str:
+    """Say in one line what an exception means: the path (if any) and the reason."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    paths = [os.fsdecode(path) for path in (error.filename, error.filename2) if isinstance(path, str | bytes)]
+    return ": ".join([*paths, error.strerror])
+
+
+def exit_status(error: Exception) -> int:
+    """Return the exit bit of mount(8) for what went wrong in a mount or unmount."""
+    number = getattr(error, "errno", None)
+    if number in _SYSTEM_ERRORS:
+        return SYSTEM
+    if number in _PERMISSION_ERRORS:
+        return USAGE
+    return MOUNT_FAILURE

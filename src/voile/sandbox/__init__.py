@@ -1,0 +1,1 @@
+"""Throwaway trees with names: where they are kept, how a command runs in one, what it changed."""

@@ -1,0 +1,244 @@
+"""The daemon's life: layers, device, mount, handshake, background, loop, end.
+
+The order matters.  The layers are opened before the mount, because the mount may cover them.  The
+daemon goes to the background only after the kernel's INIT has been answered, so that the exit
+status of the command says whether the mount works.  Whatever fails after the mount unmounts again.
+"""
+
+from __future__ import annotations
+
+import os
+
+from voile.fuse import mountpoint
+from voile.linux import creds
+from voile.linux import mount as linux_mount
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from voile.fuse.session import Session
+    from voile.overlay.params import Params
+    from voile.overlay.super import Overlay
+
+# The first kernel that sends FUSE_SYNCFS to a plain fuseblk mount (fs/fuse/inode.c, fuse_fill_super_common).
+_FUSEBLK_SYNCFS = (6, 18)
+
+_FLAG_NAMES = (
+    (linux_mount.MS_NOEXEC, b"noexec"),
+    (linux_mount.MS_SYNCHRONOUS, b"sync"),
+    (linux_mount.MS_DIRSYNC, b"dirsync"),
+    (linux_mount.MS_NOATIME, b"noatime"),
+    (linux_mount.MS_NODIRATIME, b"nodiratime"),
+    (linux_mount.MS_RELATIME, b"relatime"),
+    (linux_mount.MS_STRICTATIME, b"strictatime"),
+    (linux_mount.MS_LAZYTIME, b"lazytime"),
+    (linux_mount.MS_NOSYMFOLLOW, b"nosymfollow"),
+)
+
+
+def serve(
+    params: Params,
+    target: bytes,
+    *,
+    before_mount: Callable[[], None] | None = None,
+    mounted: Callable[[], None] | None = None,
+    on_signal: Callable[[int], None] | None = None,
+    debug: bool = False,
+) -> None:
+    """Mount the overlay on the directory `target` and answer its requests until it is unmounted.
+
+    `before_mount` is called when the layers and the device are open; `mounted` when the mount answers: it may
+    fork and end the parent (`to_background`).  `on_signal` takes SIGTERM, SIGINT and SIGHUP; by default they
+    unmount (lazily).  With `debug`, each request and reply is a line on stderr.
+    Raises OSError or overlay.super.MountError when it cannot be mounted; nothing is left behind then.
+    """
+    from voile.fuse.session import Config, Session
+    from voile.overlay.super import Overlay
+    from voile.server.operations import OverlayOperations
+
+    target = _check_target(target)
+    overlay = Overlay.open(params)
+    try:
+        for warning in overlay.warnings:
+            _say(f"warning: {warning}")
+        fd, kind = _connect(params, target, before_mount)
+        try:
+            overlay.activate()
+            operations = OverlayOperations(overlay, params)
+            operations.fuse_type = kind
+            session = Session(fd, operations, Config(trace=_say if debug else None))
+            session.handshake()
+            if mounted is not None:
+                mounted()
+            _record(overlay, target)
+        except BaseException:
+            # Closing the device aborts the connection: then the unmount waits for nobody.
+            os.close(fd)
+            _unmount_quietly(target)
+            raise
+    except BaseException:
+        overlay.abort()
+        raise
+    try:
+        _loop(session, params, target, on_signal)
+    finally:
+        os.close(fd)
+        overlay.close()
+
+
+def to_background(inherited: frozenset[int]) -> None:
+    """Fork; end the parent with status 0; in the child leave the terminal and the caller's files behind."""
+    if os.fork():
+        os._exit(0)
+    detach(inherited)
+
+
+def detach(inherited: frozenset[int]) -> None:
+    """Become a daemon: a session of its own, no files of the caller's, no directory in use.
+
+    A caller that reads our stdout or stderr to the end (container engines do) would wait for ever otherwise.
+    `inherited` are the descriptors that came from the caller (`open_files` at the start).
+    """
+    os.setsid()
+    null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard, inheritable=True)
+    os.close(null)
+    for fd in inherited:
+        if fd > 2:
+            os.close(fd)
+    os.chdir("/")
+
+
+def open_files() -> frozenset[int]:
+    """Return the descriptors that are open now."""
+    found = frozenset(int(name) for name in os.listdir("/proc/self/fd"))
+    # listdir's own descriptor is in its result.
+    return frozenset(fd for fd in found if _is_open(fd))
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _loop(
+    session: Session, params: Params, target: bytes, on_signal: Callable[[int], None] | None
+) -> None:
+    from gc import disable, freeze
+
+    from voile.fuse.device import Device
+
+    follow = None
+    if params.cpu_follow:
+        from voile.fuse.cpu_follow import CpuFollow
+
+        follow = CpuFollow()
+    os.umask(0)  # modes of requests arrive with the caller's umask beside them
+    device = Device(session, follow=follow)
+
+    def unmount(number: int) -> None:
+        mountpoint.unmount_in_thread(target, lazy=True)
+
+    device.on_signals(on_signal or unmount)
+    # A full collection over 200,000 nodes would stop everything for 50 ms; there are no cycles to collect.
+    freeze()
+    disable()
+    device.run()
+
+
+def _check_target(target: bytes) -> bytes:
+    """Return the mount point as an absolute path. Raises OSError ENOENT, ENOTDIR, … with the path."""
+    import errno
+    import stat
+
+    if not stat.S_ISDIR(os.stat(target).st_mode):
+        raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), target)
+    return os.path.realpath(target)
+
+
+def _connect(params: Params, target: bytes, before_mount: Callable[[], None] | None) -> tuple[int, str]:
+    """Mount; return the device, and the kind of mount: "fuse" or "fuseblk"."""
+    if not creds.has_cap(creds.CAP_SYS_ADMIN):
+        return mountpoint.via_fusermount3(target, _helper_options(params)), "fuse"
+    fd = mountpoint.open_device()
+    try:
+        if before_mount is not None:
+            before_mount()
+        return fd, _mount(fd, params, target)
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _record(overlay: Overlay, target: bytes) -> None:
+    """Tell later mounts of the same directories who has them, if the mount can be seen from here."""
+    from voile.linux import mountinfo
+
+    found = [mount for mount in mountinfo.read() if mount.mountpoint == target]
+    if found:
+        overlay.mounted(found[-1].major, found[-1].minor)
+
+
+def _mount(fd: int, params: Params, target: bytes) -> str:
+    flags = params.ms_flags | (linux_mount.MS_RDONLY if params.readonly else 0)
+
+    def attempt(source: bytes, block_device: bytes | None) -> str:
+        return mountpoint.mount(
+            fd,
+            target,
+            source=source,
+            subtype=params.subtype,
+            ms_flags=flags,
+            # As on kernel overlayfs, everybody sees the mount and the kernel checks what they may do.
+            allow_other=True,
+            default_permissions=True,
+            block_device=block_device,
+        )
+
+    if params.fuseblk and not params.readonly and _fuseblk_helps():
+        from voile.linux import loop
+
+        try:
+            path, device = loop.attach_memfd(params.source)
+        except OSError:
+            pass  # no loop devices here: syncfs(2) on the mount will then not be asked of us
+        else:
+            try:
+                return attempt(params.source, path)
+            except PermissionError:
+                pass  # root of a container: not in the initial user namespace
+            finally:
+                os.close(device)
+    return attempt(params.source, None)
+
+
+def _fuseblk_helps() -> bool:
+    major, minor, *_ = os.uname().release.replace("-", ".").split(".")
+    return os.geteuid() == 0 and (int(major), int(minor)) >= _FUSEBLK_SYNCFS
+
+
+def _helper_options(params: Params) -> list[bytes]:
+    options = [b"fsname=" + params.source, b"subtype=" + params.subtype, b"default_permissions"]
+    if params.allow_other:
+        options.append(b"allow_other")
+    if params.readonly:
+        options.append(b"ro")
+    # It always sets nosuid and nodev.
+    options += [name for flag, name in _FLAG_NAMES if params.ms_flags & flag]
+    return options
+
+
+def _unmount_quietly(target: bytes) -> None:
+    try:
+        mountpoint.unmount(target, lazy=True)
+    except OSError:
+        pass  # the first error is the one to report
+
+
+def _say(line: str) -> None:
+    os.write(2, f"voile: {line}\n".encode("utf-8", "surrogateescape"))
