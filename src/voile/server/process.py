@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from voile.fuse.session import Session
+    from voile.fuse.workers import WorkerPool
     from voile.overlay.params import Params
     from voile.overlay.super import Overlay
 
@@ -54,6 +55,7 @@ def serve(
     Raises OSError or overlay.super.MountError when it cannot be mounted; nothing is left behind then.
     """
     from voile.fuse.session import Config, Session
+    from voile.fuse.workers import WorkerPool
     from voile.overlay.super import Overlay
     from voile.server.operations import OverlayOperations
 
@@ -68,6 +70,8 @@ def serve(
             operations = OverlayOperations(overlay, params)
             operations.fuse_type = kind
             session = Session(fd, operations, Config(trace=_say if debug else None))
+            pool = WorkerPool()
+            operations.attach(session, pool)
             session.handshake()
             if mounted is not None:
                 mounted()
@@ -81,7 +85,7 @@ def serve(
         overlay.abort()
         raise
     try:
-        _loop(session, params, target, on_signal)
+        _loop(session, pool, params, target, on_signal)
     finally:
         os.close(fd)
         overlay.close()
@@ -127,7 +131,11 @@ def _is_open(fd: int) -> bool:
 
 
 def _loop(
-    session: Session, params: Params, target: bytes, on_signal: Callable[[int], None] | None
+    session: Session,
+    pool: WorkerPool,
+    params: Params,
+    target: bytes,
+    on_signal: Callable[[int], None] | None,
 ) -> None:
     from gc import disable, freeze
 
@@ -139,7 +147,7 @@ def _loop(
 
         follow = CpuFollow()
     os.umask(0)  # modes of requests arrive with the caller's umask beside them
-    device = Device(session, follow=follow)
+    device = Device(session, pool, follow)
 
     def unmount(number: int) -> None:
         mountpoint.unmount_in_thread(target, lazy=True)

@@ -1,0 +1,151 @@
+"""Attributes: what stat(2) shows of a node, and how it is changed (fs/overlayfs/inode.c)."""
+
+from __future__ import annotations
+
+import os
+import stat
+from errno import EINVAL, ENODATA, EOPNOTSUPP
+
+from voile.linux import files
+from voile.overlay import xattrs
+from voile.overlay.copy_up import copy_up
+from voile.overlay.inode import Dir, Node
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from voile.overlay.super import Overlay
+
+UTIME_NOW = files.UTIME_NOW
+UTIME_OMIT = files.UTIME_OMIT
+
+# A group's execute bit makes S_ISGID a set-group-id bit, and not one for mandatory locks.
+_SGID_EXEC = stat.S_ISGID | stat.S_IXGRP
+
+
+def shown_nlink(node: Node, st: os.stat_result) -> int:
+    """The link count that callers see: 1 for a merged directory (ovl_getattr)."""
+    if isinstance(node, Dir) and node.is_merge:
+        return 1
+    return st.st_nlink
+
+
+def proc_path(ofs: Overlay, node: Node) -> tuple[bytes, bool]:
+    """A path for the real object of `node`, and whether its last component is to be followed."""
+    if isinstance(node, Dir):
+        return xattrs.proc_fd(ofs.fds.fd(node.top)), True
+    if node.unlinked_fd >= 0:
+        return xattrs.proc_fd(node.unlinked_fd), True
+    return xattrs.proc_path(ofs.fds.fd(node.real), node.name), False
+
+
+def chmod(ofs: Overlay, node: Node, mode: int) -> None:
+    """chmod(2); symbolic links have no mode to change (EOPNOTSUPP)."""
+    copy_up(ofs, node)
+    if not node.is_dir and node.unlinked_fd < 0:
+        fd = ofs.fds.fd(node.real)
+        files.fchmodat2(fd, node.name, mode & 0o7777, files.AT_SYMLINK_NOFOLLOW)
+        return
+    os.chmod(proc_path(ofs, node)[0], mode & 0o7777)
+
+
+def chown(ofs: Overlay, node: Node, uid: int, gid: int) -> None:
+    """lchown(2); -1 leaves an id as it is.  The file system below drops the s-bits."""
+    copy_up(ofs, node)
+    path, follow = proc_path(ofs, node)
+    os.chown(path, uid, gid, follow_symlinks=follow)
+
+
+def utimes(ofs: Overlay, node: Node, atime_ns: int, mtime_ns: int) -> None:
+    """utimensat(2); nanoseconds, `UTIME_NOW` or `UTIME_OMIT`."""
+    copy_up(ofs, node)
+    path, follow = proc_path(ofs, node)
+    files.utimensat(files.AT_FDCWD, path, atime_ns, mtime_ns, 0 if follow else files.AT_SYMLINK_NOFOLLOW)
+
+
+def truncate(ofs: Overlay, node: Node, size: int) -> None:
+    """truncate(2)."""
+    copy_up(ofs, node, data=size > 0)
+    if node.fmt != stat.S_IFREG:
+        raise OSError(EINVAL, "not a regular file")
+    fd = ofs.open_real(node, os.O_WRONLY)
+    try:
+        os.ftruncate(fd, size)
+    finally:
+        os.close(fd)
+
+
+def drop_privileges(ofs: Overlay, node: Node) -> None:
+    """Takes the set-id bits and the file capabilities away, as a write by an ordinary user does.
+
+    `setattr_should_drop_suidgid` and `cap_inode_killpriv`; the daemon's own capabilities
+    keep the file system below from doing it.
+    """
+    st = ofs.stat(node)
+    if not stat.S_ISREG(st.st_mode):
+        return
+    mode = st.st_mode & ~stat.S_ISUID
+    if mode & _SGID_EXEC == _SGID_EXEC:
+        mode &= ~stat.S_ISGID
+    if mode != st.st_mode:
+        chmod(ofs, node, mode)
+    path, follow = proc_path(ofs, node)
+    try:
+        os.removexattr(path, xattrs.CAPABILITY, follow_symlinks=follow)
+    except OSError as exc:
+        if exc.errno not in (ENODATA, EOPNOTSUPP):
+            raise
+
+
+def has_privileges(ofs: Overlay, node: Node, st: os.stat_result) -> bool:
+    """Whether a write has something to take away from this file."""
+    if st.st_mode & stat.S_ISUID or st.st_mode & _SGID_EXEC == _SGID_EXEC:
+        return True
+    path, follow = proc_path(ofs, node)
+    return xattrs.get(path, xattrs.CAPABILITY, follow) is not None
+
+
+def getxattr(ofs: Overlay, node: Node, name: bytes) -> bytes:
+    """getxattr(2) with the private names hidden and escaped.
+
+    Raises:
+        OSError: ENODATA also for an ACL on a layer that knows none: the mount has ACLs,
+            this object has no entry (ovl_get_acl).
+    """
+    path, follow = proc_path(ofs, node)
+    try:
+        return os.getxattr(path, ofs.names.to_layer(name), follow_symlinks=follow)
+    except OSError as exc:
+        if exc.errno == EOPNOTSUPP and name in (xattrs.ACL_ACCESS, xattrs.ACL_DEFAULT):
+            raise OSError(ENODATA, "no ACL") from None
+        raise
+
+
+def listxattr(ofs: Overlay, node: Node) -> list[bytes]:
+    """listxattr(2) with the private names hidden and escaped."""
+    path, follow = proc_path(ofs, node)
+    return ofs.names.to_caller(xattrs.listing(path, follow))
+
+
+def setxattr(ofs: Overlay, node: Node, name: bytes, value: bytes, flags: int) -> None:
+    """setxattr(2)."""
+    copy_up(ofs, node)
+    path, follow = proc_path(ofs, node)
+    os.setxattr(path, ofs.names.to_layer(name), value, flags, follow_symlinks=follow)
+
+
+def removexattr(ofs: Overlay, node: Node, name: bytes) -> None:
+    """removexattr(2); what a lower object does not have is not copied up to be removed."""
+    if not node.is_upper:
+        getxattr(ofs, node, name)
+        copy_up(ofs, node)
+    path, follow = proc_path(ofs, node)
+    os.removexattr(path, ofs.names.to_layer(name), follow_symlinks=follow)
+
+
+def readlink(ofs: Overlay, node: Node) -> bytes:
+    """readlink(2)."""
+    if node.unlinked_fd >= 0:
+        return os.readlink(b"", dir_fd=node.unlinked_fd)
+    return os.readlink(node.name, dir_fd=ofs.fds.fd(node.real))
+
+

@@ -1,0 +1,339 @@
+"""Copy-up: a lower object becomes an upper one, complete or not at all.
+
+Theory of operation
+-------------------
+The copy is made in ``work/work`` under a temporary name, gets all its data and
+attributes there, and is then moved to its place by one rename; a kill at any point
+leaves either no upper object or a complete one (fs/overlayfs/copy_up.c).  Ancestors
+are copied up first.  On a mount that is not volatile the copy is durable before the
+rename makes it visible.
+
+Copying much data, or waiting for a disk, would hold up every other caller.  Such work
+is a `CopyUp` job: `copy_up` hands `CopyUp.run` to `Overlay.submit` and raises `Busy`;
+whoever serves the request keeps it, adds itself to `CopyUp.waiters` and starts it
+again from the beginning when the job is over.  Operations therefore copy up *before*
+they change anything.  `run` touches only its own descriptors, so it may be in another
+thread; `finish` is back in the thread that owns the nodes.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from errno import EINVAL, ENODATA, ENOSYS, ENOTTY, ENXIO, EOPNOTSUPP, EPERM, EROFS, EXDEV
+
+from voile.linux import files
+from voile.overlay import origin, xattrs
+from voile.overlay.inode import Dir, Node
+from voile.overlay.layers import DIR_FLAGS, RealDir
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from voile.overlay.super import Overlay
+
+# Up to here copying is quicker than handing it over.
+INLINE_BYTES = 256 * 1024
+_CHUNK = 16 << 20
+# "Not between these two files": try the next way of copying.
+_NOT_HERE = (EXDEV, EINVAL, EOPNOTSUPP, ENOSYS, ENOTTY, EPERM)
+
+
+class Busy(Exception):
+    """The object is being copied up; `job.waiters` are told when it is over."""
+
+    def __init__(self, job: CopyUp) -> None:
+        self.job = job
+
+
+def copy_up(ofs: Overlay, node: Node, *, data: bool = True) -> None:
+    """Makes sure that `node` and all directories above it are in the upper layer.
+
+    Args:
+        data: False when the caller truncates the file to nothing anyway.
+
+    Raises:
+        Busy: somebody has to wait for it.
+        OSError: EROFS without an upper layer, ENOSPC and all else the file systems say.
+    """
+    if node.is_upper:
+        return
+    if not ofs.writable:
+        raise OSError(EROFS, "read-only")
+    chain: list[Node] = [node]
+    above = node.parent
+    while above is not None and not above.is_upper:
+        chain.append(above)
+        above = above.parent
+    for each in reversed(chain):
+        if each.extra is not None and each.extra.job is not None:
+            raise Busy(each.extra.job)
+        _copy_up_one(ofs, each, data)
+
+
+def _copy_up_one(ofs: Overlay, node: Node, data: bool) -> None:
+    job = CopyUp(ofs, node, data)
+    ofs.creds.mounter()
+    try:
+        job.begin()
+        if job.slow and ofs.submit is not None:
+            node.more().job = job
+            ofs.submit(job.run, job.complete)
+            raise Busy(job)
+        job.run()
+        job.finish()
+    except OSError:
+        job.abandon()
+        raise
+
+
+class CopyUp:
+    """One object on its way up."""
+
+    __slots__ = (
+        "ofs", "node", "parent", "name", "temp", "src", "dst", "st", "data", "waiters", "origin",
+    )  # fmt: skip
+
+    def __init__(self, ofs: Overlay, node: Node, data: bool) -> None:
+        self.ofs = ofs
+        self.node = node
+        # None: its last name is gone (a whiteout has taken it), but it is still open.
+        self.parent = node.parent
+        self.name = node.name
+        self.temp = b""
+        self.src = -1
+        self.dst = -1
+        self.data = data
+        self.waiters: list[Callable[[OSError | None], None]] = []
+        self.origin: bytes | None = None
+
+    @property
+    def slow(self) -> bool:
+        """Whether this must not be done while others wait."""
+        if not stat.S_ISREG(self.st.st_mode):
+            return False
+        return (self.data and self.st.st_blocks * 512 > INLINE_BYTES) or not self.ofs.volatile
+
+    def begin(self) -> None:
+        """Opens the source and makes the temporary object."""
+        ofs, node = self.ofs, self.node
+        work = ofs.work_fd
+        if isinstance(node, Dir):
+            real = node.lowers[0]
+            self.src = os.open(b".", (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY, dir_fd=ofs.fds.fd(real))
+            dir_fd, name, flags = self.src, b"", files.AT_EMPTY_PATH
+            self.st = os.fstat(self.src)
+        else:
+            dir_fd, name, flags = ofs.fds.fd(node.real), node.name, 0
+            self.st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        # A lower hard link is broken by its copy-up: it gets no origin (ovl_do_copy_up).
+        if stat.S_ISDIR(self.st.st_mode) or self.st.st_nlink == 1:
+            layer = node.lowers[0].layer if isinstance(node, Dir) else node.real.layer
+            self.origin = origin.encode(layer, dir_fd, name, flags)
+        temp = ofs.temp_name()
+        mode = self.st.st_mode
+        if stat.S_ISREG(mode):
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            self.src = os.open(name, flags, dir_fd=dir_fd)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            self.dst = os.open(temp, flags, 0o600, dir_fd=work)
+        elif stat.S_ISDIR(mode):
+            os.mkdir(temp, 0o700, dir_fd=work)
+            self.temp = temp
+            self.dst = os.open(temp, (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY, dir_fd=work)
+        elif stat.S_ISLNK(mode):
+            os.symlink(os.readlink(name, dir_fd=dir_fd), temp, dir_fd=work)
+        else:
+            os.mknod(temp, stat.S_IFMT(mode) | 0o600, self.st.st_rdev, dir_fd=work)
+        self.temp = temp
+
+    def run(self) -> None:
+        """Data, attributes and, unless volatile, durability: the long part."""
+        ofs, st = self.ofs, self.st
+        if stat.S_ISREG(st.st_mode) and self.data:
+            copy_data(self.src, self.dst, st.st_size)
+        if self.dst >= 0:
+            os.fchown(self.dst, st.st_uid, st.st_gid)
+            os.fchmod(self.dst, stat.S_IMODE(st.st_mode))
+            self._copy_xattrs(self.src, self.dst)
+            os.utime(self.dst, ns=(st.st_atime_ns, st.st_mtime_ns))
+            if not ofs.volatile:
+                os.fsync(self.dst)
+            return
+        work, temp = ofs.work_fd, self.temp
+        os.chown(temp, st.st_uid, st.st_gid, dir_fd=work, follow_symlinks=False)
+        if not stat.S_ISLNK(st.st_mode):
+            files.fchmodat2(work, temp, stat.S_IMODE(st.st_mode), files.AT_SYMLINK_NOFOLLOW)
+        real = self.node.real
+        self._copy_xattrs(xattrs.proc_path(ofs.fds.fd(real), self.node.name), xattrs.proc_path(work, temp))
+        os.utime(temp, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=work, follow_symlinks=False)
+
+    def _copy_xattrs(self, src: int | bytes, dst: int | bytes) -> None:
+        names = self.ofs.names
+        follow = isinstance(src, int)
+        try:
+            found = [os.fsencode(name) for name in os.listxattr(src, follow_symlinks=follow)]
+        except OSError as exc:
+            if exc.errno != EOPNOTSUPP:
+                raise
+            found = []
+        for name in found:
+            if name.startswith(names.prefix) and not name.startswith(names.escaped):
+                continue
+            try:
+                value = os.getxattr(src, name, follow_symlinks=follow)
+                os.setxattr(dst, name, value, follow_symlinks=follow)
+            except OSError as exc:
+                # As ovl_copy_xattr: what the upper cannot hold is left behind, unless it is about security.
+                must = name.startswith(b"security.") or name in (xattrs.ACL_ACCESS, xattrs.ACL_DEFAULT)
+                if exc.errno == ENODATA or (exc.errno == EOPNOTSUPP and not must):
+                    continue
+                raise
+        if self.origin is not None:
+            try:
+                os.setxattr(dst, names.origin, self.origin, follow_symlinks=follow)
+            except OSError as exc:
+                # user.* attributes exist only on files and directories.
+                if exc.errno not in (EOPNOTSUPP, EPERM):
+                    raise
+
+    def complete(self, _result: object, exc: BaseException | None) -> None:
+        """The end of a job, back in the thread that owns the nodes."""
+        error: OSError | None = None
+        if self.node.extra is not None:
+            self.node.extra.job = None
+        try:
+            if exc is not None:
+                raise exc
+            self.finish()
+        except OSError as caught:
+            error = caught
+            self.abandon()
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            waiter(error)
+
+    def finish(self) -> None:
+        """Moves the object to its place and makes the node an upper one."""
+        ofs, node, parent = self.ofs, self.node, self.node.parent
+        if parent is None:
+            self._finish_unlinked()
+            return
+        assert parent.upper is not None
+        parent_fd = ofs.fds.fd(parent.upper)
+        set_impure(ofs, parent)
+        before = os.fstat(parent_fd)
+        files.renameat2(ofs.work_fd, self.temp, parent_fd, self.node.name, files.RENAME_NOREPLACE)
+        # Copying up is no change of the directory (ovl_do_copy_up restores the times).
+        files.utimensat(parent_fd, b"", before.st_atime_ns, before.st_mtime_ns, files.AT_EMPTY_PATH)
+        self.temp = b""
+        if isinstance(node, Dir):
+            node.upper = RealDir(ofs.upper_layer, parent.upper, node.name)
+        else:
+            node.real = parent.upper
+            self._settle_ino(node)
+        self._close()
+
+    def _settle_ino(self, node: Node) -> None:
+        """Keeps st_ino, except where the copy broke a lower hard link (ovl_getattr).
+
+        The names of a broken link are different files now and must not look like one.
+        """
+        ofs = self.ofs
+        if self.origin is None:
+            node.ino = ofs.map_ino(node.real.layer, ofs.stat(node).st_ino)
+            ofs.changed(node)
+        elif not self.origin or not ofs.decodes_origin:
+            ofs.origins[ofs.stat(node).st_ino] = node.ino
+
+    def _finish_unlinked(self) -> None:
+        """No name leads here any more: the copy lives as long as it is open."""
+        ofs, node = self.ofs, self.node
+        node.more().fd = os.open(self.temp, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=ofs.work_fd)
+        os.unlink(self.temp, dir_fd=ofs.work_fd)
+        self.temp = b""
+        node.real = ofs.upper_layer.root
+        self._close()
+
+    def abandon(self) -> None:
+        """Removes what there is of the copy."""
+        self._close()
+        if self.temp:
+            self.ofs.discard(self.temp)
+            self.temp = b""
+
+    def _close(self) -> None:
+        for fd in (self.src, self.dst):
+            if fd >= 0:
+                os.close(fd)
+        self.src = self.dst = -1
+
+
+def set_impure(ofs: Overlay, parent: Dir) -> None:
+    """Marks that entries of `parent` may have an origin (`ovl_set_impure`)."""
+    if parent.impure:
+        return
+    assert parent.upper is not None
+    try:
+        os.setxattr(xattrs.proc_fd(ofs.fds.fd(parent.upper)), ofs.names.impure, b"y")
+    except OSError as exc:
+        if exc.errno not in (EOPNOTSUPP, EPERM):
+            raise
+    parent.impure = True
+
+
+def copy_data(src: int, dst: int, size: int) -> None:
+    """Copies a file's data; holes stay holes, shared extents are used where possible."""
+    if size == 0:
+        return
+    try:
+        files.ficlone(dst, src)
+        return
+    except OSError as exc:
+        if exc.errno not in _NOT_HERE:
+            raise
+    os.ftruncate(dst, size)
+    start = 0
+    while start < size:
+        try:
+            start = os.lseek(src, start, os.SEEK_DATA)
+            end = min(os.lseek(src, start, os.SEEK_HOLE), size)
+        except OSError as exc:
+            if exc.errno == ENXIO:
+                return  # only a hole is left
+            if exc.errno != EINVAL:
+                raise
+            end = size
+        _copy_range(src, dst, start, end)
+        start = end
+
+
+def _copy_range(src: int, dst: int, start: int, end: int) -> None:
+    while start < end:
+        try:
+            done = os.copy_file_range(src, dst, min(end - start, _CHUNK), start, start)
+        except OSError as exc:
+            if exc.errno not in _NOT_HERE:
+                raise
+            _read_write(src, dst, start, end)
+            return
+        if done == 0:
+            # 0 may also mean "not between these file systems" (procfs and the like).
+            _read_write(src, dst, start, end)
+            return
+        start += done
+
+
+def _read_write(src: int, dst: int, start: int, end: int) -> None:
+    while start < end:
+        data = os.pread(src, min(end - start, 1 << 20), start)
+        if not data:
+            return
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(dst, view, start)
+            start += done
+            view = view[done:]
+
+

@@ -1,0 +1,257 @@
+"""The node table: one object for every object of the union that the kernel knows.
+
+Theory of operation
+-------------------
+A `Node` knows where its real object lies: a `RealDir` and a name (files), or the
+stack of real directories it merges (`Dir`).  It holds no descriptor of its own,
+except when its last known name is gone while somebody still uses it (`Extra.fd`).
+
+Identity follows fs/overlayfs/inode.c, `ovl_get_inode`: a non-directory in the upper
+layer is one node whatever name leads to it (`NodeTable.by_ino`, kept only for link
+counts above one); lower hard links are separate nodes, because a copy-up breaks
+them.  `ino` is fixed when the node is made and survives copy-up.
+
+Links between parent and child form a cycle on purpose; `NodeTable.forget` breaks
+it, since the garbage collector is off in the daemon.
+"""
+
+from __future__ import annotations
+
+import os
+
+from voile.overlay.layers import FdCache, RealDir
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from voile.overlay.copy_up import CopyUp
+
+ROOT_ID = 1
+
+
+class Extra:
+    """What only few nodes need: made on demand, so that the others stay small."""
+
+    __slots__ = ("fd", "links", "job", "successor", "upper_ino")
+
+    def __init__(self) -> None:
+        # An O_PATH descriptor of an object that no known name leads to any more.
+        self.fd = -1
+        # Further names of a hard-linked upper object: (directory, name).
+        self.links: set[tuple[Dir, bytes]] = set()
+        # The copy-up that is under way.
+        self.job: CopyUp | None = None
+        # The node that took this one's place (see `NodeTable.split`).
+        self.successor: Node | None = None
+        # The key in `NodeTable.by_ino`, or 0.
+        self.upper_ino = 0
+
+
+class Node:
+    """A non-directory of the union."""
+
+    __slots__ = ("id", "nlookup", "parent", "name", "real", "ino", "fmt", "extra", "opens")
+
+    is_dir = False
+
+    def __init__(self, parent: Dir, name: bytes, real: RealDir, ino: int, fmt: int) -> None:
+        self.id = 0
+        self.nlookup = 0
+        self.parent: Dir | None = parent
+        self.name = name
+        # The real directory that holds the object, under the same name.
+        self.real = real
+        # The constant st_ino that callers see.
+        self.ino = ino
+        # The S_IFMT bits.
+        self.fmt = fmt
+        self.extra: Extra | None = None
+        # Whatever the server keeps for the open files of this node.
+        self.opens: object = None
+
+    @property
+    def is_upper(self) -> bool:
+        """Whether the object lies in the upper layer."""
+        return self.real.layer.index == 0
+
+    def more(self) -> Extra:
+        """The rarely used part, made on first use."""
+        if self.extra is None:
+            self.extra = Extra()
+        return self.extra
+
+    @property
+    def unlinked_fd(self) -> int:
+        """The descriptor of an object without a known name, or -1."""
+        return -1 if self.extra is None else self.extra.fd
+
+
+class Dir(Node):
+    """A directory of the union: a stack of real directories.
+
+    `upper` is None until copy-up; `lowers` are the merged lower ones, top to bottom.
+    """
+
+    __slots__ = ("upper", "lowers", "children", "redirect", "impure", "dead")
+
+    is_dir = True
+
+    def __init__(
+        self,
+        parent: Dir | None,
+        name: bytes,
+        upper: RealDir | None,
+        lowers: tuple[RealDir, ...],
+        ino: int,
+    ) -> None:
+        self.id = 0
+        self.nlookup = 0
+        self.parent = parent
+        self.name = name
+        self.ino = ino
+        self.fmt = 0o040000
+        self.extra = None
+        self.opens = None
+        self.upper = upper
+        self.lowers = lowers
+        self.children: dict[bytes, Node] = {}
+        # The value of the redirect attribute of the upper directory.
+        self.redirect: bytes | None = None
+        # The upper directory may hold entries whose st_ino comes from a lower layer.
+        self.impure = False
+        # Removed; `upper` (or the top lower directory) is pinned.
+        self.dead = False
+
+    @property
+    def is_upper(self) -> bool:
+        return self.upper is not None
+
+    @property
+    def top(self) -> RealDir:
+        """The real directory whose attributes are shown."""
+        return self.upper if self.upper is not None else self.lowers[0]
+
+    @property
+    def reals(self) -> tuple[RealDir, ...]:
+        """All real directories, top to bottom."""
+        return self.lowers if self.upper is None else (self.upper, *self.lowers)
+
+    @property
+    def is_merge(self) -> bool:
+        """`OVL_TYPE_MERGE`: more than one real directory."""
+        return len(self.lowers) + (self.upper is not None) > 1
+
+
+class NodeTable:
+    """All nodes by the number the kernel knows them by."""
+
+    __slots__ = ("_nodes", "_next", "_fds", "by_ino", "root")
+
+    def __init__(self, root: Dir, fds: FdCache) -> None:
+        root.id = ROOT_ID
+        root.nlookup = 1
+        self.root = root
+        self._nodes: dict[int, Node] = {ROOT_ID: root}
+        self._next = ROOT_ID + 1
+        self._fds = fds
+        # Upper non-directories with several names, by the upper's st_ino.
+        self.by_ino: dict[int, Node] = {}
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def get(self, nodeid: int) -> Node:
+        """The node of a request; a forgotten number is a KeyError, a bug of ours."""
+        return self._nodes[nodeid]
+
+    def known(self, nodeid: int) -> bool:
+        """Whether the kernel still refers to this number."""
+        return nodeid in self._nodes
+
+    def refer(self, node: Node) -> int:
+        """Counts one lookup by the kernel; gives a new node its number."""
+        if not node.id:
+            node.id = self._next
+            self._next += 1
+            self._nodes[node.id] = node
+        node.nlookup += 1
+        return node.id
+
+    def forget(self, nodeid: int, count: int) -> None:
+        """The kernel drops `count` lookups; the last one frees the node."""
+        node = self._nodes.get(nodeid)
+        if node is None or node is self.root:
+            return
+        node.nlookup -= count
+        if node.nlookup > 0:
+            return
+        del self._nodes[nodeid]
+        node.id = 0
+        self.release(node)
+
+    def release(self, node: Node) -> None:
+        """Unhooks a node that nobody knows by number (any more)."""
+        for parent, name in self.names(node):
+            if parent.children.get(name) is node:
+                del parent.children[name]
+        if isinstance(node, Dir):
+            for real in node.reals:
+                real.pinned = False
+            self._fds.drop(node.reals)
+        elif node.extra is not None:
+            self._forget_extra(node, node.extra)
+
+    def _forget_extra(self, node: Node, extra: Extra) -> None:
+        if extra.fd >= 0:
+            os.close(extra.fd)
+            extra.fd = -1
+        extra.links.clear()
+        if self.by_ino.get(extra.upper_ino) is node:
+            del self.by_ino[extra.upper_ino]
+
+    @staticmethod
+    def names(node: Node) -> Iterator[tuple[Dir, bytes]]:
+        """Every known name of a node."""
+        if node.parent is not None:
+            yield node.parent, node.name
+        if node.extra is not None:
+            yield from node.extra.links
+
+    def index(self, node: Node, upper_ino: int) -> None:
+        """Makes a hard-linked upper object findable by its inode number."""
+        node.more().upper_ino = upper_ino
+        self.by_ino[upper_ino] = node
+
+    def add_link(self, node: Node, parent: Dir, name: bytes) -> None:
+        """A further name for an upper object."""
+        extra = node.more()
+        if node.parent is None:
+            # It had lost its last known name: this is its home now.
+            if extra.fd >= 0:
+                os.close(extra.fd)
+                extra.fd = -1
+            assert parent.upper is not None
+            node.parent, node.name, node.real = parent, name, parent.upper
+        elif (node.parent, node.name) != (parent, name):
+            extra.links.add((parent, name))
+        parent.children[name] = node
+
+    def drop_link(self, node: Node, parent: Dir, name: bytes) -> None:
+        """A name is gone; another known one takes over, if there is one.
+
+        Otherwise the node keeps working through `Extra.fd`, which the caller has
+        opened before the name went (see `dir.hold`).
+        """
+        if parent.children.get(name) is node:
+            del parent.children[name]
+        links = node.extra.links if node.extra is not None else None
+        if (node.parent, node.name) != (parent, name):
+            if links is not None:
+                links.discard((parent, name))
+        elif links:
+            node.parent, node.name = links.pop()
+            assert node.parent.upper is not None
+            node.real = node.parent.upper
+        else:
+            node.parent = None

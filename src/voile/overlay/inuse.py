@@ -1,0 +1,103 @@
+"""One live mount per upper and work directory.
+
+The kernel marks the inodes (`ovl_inuse_trylock`); we lock the directories with flock(2),
+which ends with the daemon however it ends.  Container engines unmount and mount the same
+upper at once, while the old daemon may still be ending, and unmount lazily: so a lock is
+waited for, and when its holder's mount is gone from its mount table it is taken over.
+
+The holder writes who it is (pid and device number of its mount) beside the work directory's
+``work``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from errno import EBUSY
+
+from voile.linux import mountinfo
+
+RECORD = b"voile.mount"
+_WAIT_S = 2.0
+_STEP_S = 0.01
+
+
+class InUse(OSError):
+    """The directory belongs to a live mount (EBUSY)."""
+
+
+def take(fd: int, workdir_fd: int, what: str, path: bytes) -> str | None:
+    """Locks the directory `fd` for as long as it, or a copy inherited by fork, stays open.
+
+    Returns:
+        A warning when the lock was taken over from a mount that is detached, else None.
+
+    Raises:
+        InUse: its holder is a live mount, or cannot be told from one.
+    """
+    if _lock(fd):
+        return None
+    deadline = time.monotonic() + _WAIT_S
+    while time.monotonic() < deadline:
+        time.sleep(_STEP_S)
+        if _lock(fd):
+            return None
+    if _holder_is_detached(workdir_fd):
+        return f"{what} '{os.fsdecode(path)}' is still held by a detached mount; taking it over"
+    raise InUse(EBUSY, f"{what} is in use by another mount", path)
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+
+
+def record(workdir_fd: int, major: int, minor: int) -> None:
+    """Writes down who holds the lock: this process, and the device number of its mount."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(RECORD, flags, 0o600, dir_fd=workdir_fd)
+    try:
+        os.write(fd, b"%d %d %d\n" % (os.getpid(), major, minor))
+    finally:
+        os.close(fd)
+
+
+def erase(workdir_fd: int) -> None:
+    """Removes the record of this process at unmount; another's is left alone."""
+    holder = _read(workdir_fd)
+    if holder is not None and holder[0] == os.getpid():
+        os.unlink(RECORD, dir_fd=workdir_fd)
+
+
+def _read(workdir_fd: int) -> tuple[int, int, int] | None:
+    try:
+        fd = os.open(RECORD, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=workdir_fd)
+    except OSError:
+        return None
+    try:
+        pid, major, minor = (int(word) for word in os.read(fd, 100).split())
+        return pid, major, minor
+    except ValueError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _holder_is_detached(workdir_fd: int) -> bool:
+    """Whether the lock's holder is known, and its mount is in its mount table no more.
+
+    A holder that cannot be looked at (another pid namespace) counts as live.
+    """
+    holder = _read(workdir_fd)
+    if holder is None:
+        return False
+    pid, major, minor = holder
+    try:
+        mounts = mountinfo.read(b"/proc/%d/mountinfo" % pid)
+    except OSError:
+        return False
+    return all(mount.device != (major, minor) for mount in mounts)

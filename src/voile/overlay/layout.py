@@ -1,0 +1,208 @@
+"""Which directories may be put together, and how they are opened.
+
+Every message is one line with the path in it.  The rules are those of
+fs/overlayfs/params.c and super.c; stricter in two points where the kernel only warns or
+defers the trouble: an upper file system without extended attributes, and an upper or work
+directory inside a lower layer.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EBUSY, EINVAL, ELOOP, ENODATA, ENOTDIR, EOPNOTSUPP, EPERM, EROFS
+
+from voile.linux import mount
+from voile.overlay.layers import DIR_FLAGS
+from voile.overlay.params import Params
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MAX_LOWER = 500
+
+
+class MountError(OSError):
+    """The overlay cannot be mounted as asked: an errno, one line, and the path in question."""
+
+
+class Place:
+    """A directory given by the user: its path, resolved path and identity."""
+
+    __slots__ = ("role", "path", "real", "fd", "key")
+
+    def __init__(self, role: str, path: bytes) -> None:
+        self.role = role
+        self.path = path
+        try:
+            self.real = os.path.realpath(path)
+            self.fd = os.open(self.real, DIR_FLAGS)
+        except OSError as exc:
+            code = exc.errno or EINVAL
+            reason = "is not a directory" if code == ENOTDIR else os.strerror(code)
+            raise MountError(code, f"{role}: {reason}", path) from None
+        st = os.fstat(self.fd)
+        self.key = (st.st_dev, st.st_ino)
+
+    def ancestors(self) -> Iterable[tuple[int, int]]:
+        """The identities of all directories above."""
+        path = self.real
+        while path != b"/":
+            path = os.path.dirname(path)
+            st = os.stat(path)
+            yield st.st_dev, st.st_ino
+
+    def close(self) -> None:
+        """Closes the descriptor."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+class Layout:
+    """All directories of a mount, checked."""
+
+    __slots__ = ("lowers", "upper", "work")
+
+    def __init__(self, params: Params) -> None:
+        """Opens and checks; creates nothing.
+
+        Raises:
+            MountError: with the reason.
+        """
+        self.lowers: list[Place] = []
+        self.upper: Place | None = None
+        self.work: Place | None = None
+        if len(params.lowerdir) > MAX_LOWER:
+            message = f"too many lower directories ({len(params.lowerdir)}, limit is {MAX_LOWER})"
+            raise MountError(EINVAL, message, params.lowerdir[-1])
+        try:
+            self.lowers.extend(Place("lowerdir", path) for path in params.lowerdir)
+            if params.upperdir is not None and params.workdir is not None:
+                self.upper = Place("upperdir", params.upperdir)
+                self.work = Place("workdir", params.workdir)
+                self._check_upper(params, self.upper, self.work)
+            self._check_overlap(params)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Closes all descriptors."""
+        for place in (*self.lowers, self.upper, self.work):
+            if place is not None:
+                place.close()
+
+    def _check_upper(self, params: Params, upper: Place, work: Place) -> None:
+        if upper.key[0] != work.key[0]:
+            raise MountError(EINVAL, "workdir must be on the same file system as upperdir", work.path)
+        if upper.key == work.key or upper.key in work.ancestors() or work.key in upper.ancestors():
+            raise MountError(EINVAL, "workdir and upperdir must be separate subtrees", work.path)
+        if params.readonly:
+            return
+        for place in (upper, work):
+            if os.fstatvfs(place.fd).f_flag & os.ST_RDONLY:
+                raise MountError(EROFS, f"{place.role} is on a read-only file system", place.path)
+            if not os.access(b"/proc/self/fd/%d" % place.fd, os.W_OK | os.X_OK, effective_ids=True):
+                raise MountError(EPERM, f"{place.role} is not writable", place.path)
+        check_xattrs(upper, params.userxattr)
+
+    def _check_overlap(self, params: Params) -> None:
+        upper_side = [place for place in (self.upper, self.work) if place is not None]
+        roles: dict[tuple[int, int], Place] = {}
+        for place in (*upper_side, *self.lowers):
+            other = roles.setdefault(place.key, place)
+            if other is not place:
+                message = f"{place.role} is the same directory as {other.role} '{os.fsdecode(other.path)}'"
+                raise MountError(ELOOP, message, place.path)
+        hidden = {os.path.realpath(path) for path in params.hidden}
+        for place in (*upper_side, *self.lowers):
+            if any(place.real == path or place.real.startswith(path + b"/") for path in hidden):
+                continue
+            for key in place.ancestors():
+                other = roles.get(key, place)
+                if other is not place and (other.role == "lowerdir" or place.role == "lowerdir"):
+                    message = f"{place.role} lies inside {other.role} '{os.fsdecode(other.path)}'"
+                    raise MountError(ELOOP, message, place.path)
+
+
+def check_xattrs(upper: Place, userxattr: bool) -> None:
+    """Refuses an upper file system that cannot store what the overlay has to."""
+    name = b"user.overlay.opaque" if userxattr else b"trusted.overlay.opaque"
+    path = b"/proc/self/fd/%d" % upper.fd
+    try:
+        try:
+            present: bytes | None = os.getxattr(path, name)
+        except OSError as exc:
+            if exc.errno != ENODATA:
+                raise
+            present = None
+        os.setxattr(path, name, b"y" if present is None else present)
+        if present is None:
+            os.removexattr(path, name)
+    except OSError as exc:
+        if exc.errno == EOPNOTSUPP:
+            kind = "user" if userxattr else "trusted"
+            message = f"upperdir is on a file system without {kind}.* extended attributes"
+        elif exc.errno == EPERM and not userxattr:
+            message = "trusted.* attributes need root; use the option userxattr"
+        else:
+            message = f"upperdir: {os.strerror(exc.errno or EINVAL)}"
+        raise MountError(exc.errno, message, upper.path) from None
+
+
+def private_tree(place: Place, readonly: bool) -> int:
+    """A descriptor of the directory in a mount of our own, without what is mounted below.
+
+    As clone_private_mount() in the kernel: a lower layer cannot be written to through it,
+    reading sets no access times.  Without the privilege for it, the directory as it is.
+    """
+    return _clone(place.fd, readonly)
+
+
+def private_pair(upper: Place, work: Place) -> tuple[int, int, int]:
+    """Upper and work directory in *one* mount of our own: rename(2) does not cross mounts.
+
+    Returns:
+        Their descriptors, and that of the mount (-1: without the privilege, the
+        directories as they are), which is to be kept open as long.
+    """
+    common = os.path.commonpath((upper.real, work.real))
+    tree = -1
+    opened: list[int] = []
+    try:
+        base = os.open(common, DIR_FLAGS)
+        try:
+            tree = _clone(base, readonly=False)
+        finally:
+            os.close(base)
+        for place in (upper, work):
+            fd = os.open(os.path.relpath(place.real, common), DIR_FLAGS, dir_fd=tree)
+            opened.append(fd)
+            st = os.fstat(fd)
+            if (st.st_dev, st.st_ino) != place.key:
+                raise OSError(EBUSY, "a mount lies in between")
+    except OSError:
+        for fd in (*opened, tree):
+            if fd >= 0:
+                os.close(fd)
+        return os.dup(upper.fd), os.dup(work.fd), -1
+    return opened[0], opened[1], tree
+
+
+def _clone(fd: int, readonly: bool) -> int:
+    try:
+        tree = mount.open_tree(
+            fd, b"", mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC | mount.AT_EMPTY_PATH
+        )
+    except OSError:
+        return os.dup(fd)
+    if readonly:
+        for attributes in (mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOATIME, mount.MOUNT_ATTR_RDONLY):
+            clear = mount.MOUNT_ATTR__ATIME if attributes & mount.MOUNT_ATTR_NOATIME else 0
+            try:
+                mount.mount_setattr(tree, b"", mount.AT_EMPTY_PATH, attributes, clear)
+                break
+            except OSError:
+                continue
+    return tree

@@ -1,0 +1,280 @@
+"""Lookup: from a directory of the union and a name to a node.
+
+Theory of operation
+-------------------
+`resolve` asks the real directories of the parent from top to bottom, as
+fs/overlayfs/namei.c, `ovl_lookup`, does:
+
+* a non-directory ends the search, and is the result if nothing was found above it;
+* a whiteout ends the search;
+* directories are collected into a stack; `opaque` ends it, `redirect` changes the
+  name, or with an absolute value the whole path, that the layers below are asked for.
+
+Attributes of a directory are read with one listxattr(2) first, because most
+directories have none.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from errno import EIO, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM
+
+from voile.overlay import origin, whiteout, xattrs
+from voile.overlay.inode import Dir, Node
+from voile.overlay.layers import DIR_FLAGS, RealDir
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from voile.overlay.super import Overlay
+
+S_IFMT = 0o170000
+S_IFDIR = 0o040000
+S_IFREG = 0o100000
+S_IFCHR = 0o020000
+
+_MISSING = (ENOENT, ENOTDIR)
+
+
+def lookup(ofs: Overlay, parent: Dir, name: bytes) -> tuple[Node, os.stat_result] | None:
+    """The node of `name` in `parent` and the status of its real object; None: no such entry.
+
+    Raises:
+        OSError: ENAMETOOLONG, or EPERM and EIO as the kernel's ovl_lookup gives them
+            for redirects and metacopy files that must not be followed.
+    """
+    node = parent.children.get(name)
+    if node is not None:
+        return node, ofs.stat(node)
+    if len(name) > ofs.namelen:
+        raise OSError(ENAMETOOLONG, "name too long")
+    found = resolve(ofs, parent, name)
+    if found is None:
+        return None
+    node, st = found
+    if node.parent is parent and node.name == name:
+        parent.children[name] = node
+    return node, st
+
+
+def resolve(ofs: Overlay, parent: Dir, name: bytes) -> tuple[Node, os.stat_result] | None:
+    """As `lookup`, for a name that has no node yet; the new node is not hooked in."""
+    if parent.dead:
+        return None
+    fds = ofs.fds
+    for position, real in enumerate(parent.reals):
+        try:
+            st = os.stat(
+                name, dir_fd=real.fd if real.fd >= 0 else fds.fd(real), follow_symlinks=False
+            )
+        except OSError as exc:
+            if exc.errno in _MISSING:
+                continue
+            raise
+        fmt = st.st_mode & S_IFMT
+        if fmt == S_IFDIR:
+            if ofs.hidden and (st.st_dev, st.st_ino) in ofs.hidden:
+                return None
+            return _Search(ofs, parent, name).directory(position, st)
+        if fmt == S_IFCHR and st.st_rdev == 0:
+            return None
+        if real.xwhiteouts and whiteout.is_xattr_whiteout(ofs, real, name, st):
+            return None
+        return _file(ofs, parent, name, real, st)
+    return None
+
+
+def _file(
+    ofs: Overlay, parent: Dir, name: bytes, real: RealDir, st: os.stat_result
+) -> tuple[Node, os.stat_result]:
+    layer = real.layer
+    if (
+        st.st_size > st.st_blocks * 512
+        and st.st_mode & S_IFMT == S_IFREG
+        and xattrs.get(xattrs.proc_path(real.fd, name), ofs.names.metacopy) is not None
+    ):
+        # Only metadata: the data lies below.  With metacopy=off the kernel refuses too.
+        raise OSError(EPERM, "metacopy file without metacopy=on")
+    if layer.index != 0:
+        return Node(parent, name, real, ofs.map_ino(layer, st.st_ino), st.st_mode & S_IFMT), st
+    if st.st_nlink > 1:
+        known = ofs.nodes.by_ino.get(st.st_ino)
+        if known is not None:
+            ofs.nodes.add_link(known, parent, name)
+            return known, st
+    ino = ofs.map_ino(layer, st.st_ino)
+    if parent.impure or parent.lowers:
+        ino = upper_ino(ofs, xattrs.proc_path(real.fd, name), st, ino)
+    node = Node(parent, name, real, ino, st.st_mode & S_IFMT)
+    if st.st_nlink > 1:
+        ofs.nodes.index(node, st.st_ino)
+    return node, st
+
+
+def upper_ino(ofs: Overlay, path: bytes, st: os.stat_result, ino: int) -> int:
+    """The st_ino of an upper non-directory: that of its origin, if it has a usable one.
+
+    An origin with other hard links does not count (ovl_getattr): each of its names
+    may have been copied up on its own.
+    """
+    known = ofs.origins.get(st.st_ino)
+    if known is not None:
+        return known
+    value = xattrs.get(path, ofs.names.origin)
+    if not value:
+        return ino
+    found = origin.decode(ofs, value)
+    if found is None or found[1].st_nlink != 1 or (found[1].st_mode ^ st.st_mode) & S_IFMT:
+        return ino
+    return ofs.map_ino(found[0], found[1].st_ino)
+
+
+class _Search:
+    """The search for all directories that are merged under one name."""
+
+    __slots__ = ("ofs", "parent", "name", "look", "stop", "redirect", "impure")
+
+    def __init__(self, ofs: Overlay, parent: Dir, name: bytes) -> None:
+        self.ofs = ofs
+        self.parent = parent
+        self.name = name
+        # What the next layer is asked for: a name, or a path from its root.
+        self.look = name
+        self.stop = False
+        self.redirect: bytes | None = None
+        self.impure = False
+
+    def directory(self, position: int, st: os.stat_result) -> tuple[Node, os.stat_result]:
+        """Collects the stack; the topmost directory is in the parent's `position`."""
+        ofs = self.ofs
+        reals: Sequence[RealDir] = self.parent.reals
+        top = RealDir(reals[position].layer, reals[position], self.name)
+        upper = top if top.layer.index == 0 else None
+        lowers = [] if upper is not None else [top]
+        self._attributes(top, reals[position + 1 :], b"", b"")
+        upper_redirect, upper_impure = self.redirect, self.impure
+        below = reals[position + 1 :]
+        if upper_redirect is not None and upper_redirect[:1] == b"/":
+            below = self._roots(top)
+        first_ino = -1 if upper is not None else st.st_ino
+        while below and not self.stop:
+            real, below = below[0], below[1:]
+            redirect = self.redirect
+            found = self._layer(real, below)
+            if found is None:
+                continue
+            if redirect is not None and not ofs.follows_redirects:
+                raise OSError(EPERM, "refusing to follow a redirect")
+            lower, lower_ino = found
+            if first_ino < 0:
+                first_ino = lower_ino
+            lowers.append(lower)
+            if self.redirect is not redirect and self.redirect is not None and self.redirect[:1] == b"/":
+                below = self._roots(lower)
+        ino_layer = lowers[0].layer if lowers else top.layer
+        ino = ofs.map_ino(ino_layer, first_ino if lowers else st.st_ino)
+        node = Dir(self.parent, self.name, upper, tuple(lowers), ino)
+        if upper is not None:
+            node.redirect, node.impure = upper_redirect, upper_impure
+        return node, st
+
+    def _roots(self, above: RealDir) -> list[RealDir]:
+        """The roots of all layers below that of `above`."""
+        return [layer.root for layer in self.ofs.lowers if layer.index > above.layer.index]
+
+    def _layer(self, base: RealDir, below: Sequence[RealDir]) -> tuple[RealDir, int] | None:
+        """One layer's directory for `look`, and its inode number; None: nothing, or a stop."""
+        real = base
+        ino = 0
+        path = self.look
+        components = [each for each in path.split(b"/") if each]
+        for number, component in enumerate(components):
+            parent_fd = self.ofs.fds.fd(real)
+            try:
+                st = os.stat(component, dir_fd=parent_fd, follow_symlinks=False)
+            except OSError as exc:
+                if exc.errno in _MISSING:
+                    return None
+                raise
+            if not stat.S_ISDIR(st.st_mode):
+                # A whiteout or a file: it hides what is below, and is hidden by what is above.
+                self.stop = True
+                return None
+            if self.ofs.hidden and (st.st_dev, st.st_ino) in self.ofs.hidden:
+                self.stop = True
+                return None
+            real = RealDir(real.layer, real, component)
+            ino = st.st_ino
+            if below:
+                prefix, post = components[:number], components[number + 1 :]
+                self._attributes(real, below, b"/".join(prefix), b"/".join(post))
+        return real, ino
+
+    def _attributes(
+        self, real: RealDir, below: Sequence[RealDir], prefix: bytes, post: bytes
+    ) -> None:
+        """Reads what a directory says about the layers below it.
+
+        `prefix` and `post` are the components before and after this directory in the
+        path that is looked up; a redirect in the middle changes only its own component
+        (`ovl_check_redirect`).
+        """
+        ofs = self.ofs
+        if not below and real.layer.index != 0 and real.layer.index == len(ofs.lowers):
+            return
+        assert real.parent is not None
+        path = xattrs.proc_path(ofs.fds.fd(real.parent), real.name)
+        present = xattrs.listing(path)
+        if not present:
+            return
+        names = ofs.names
+        if names.opaque in present:
+            value = xattrs.get(path, names.opaque)
+            if value == b"y":
+                self.stop = True
+            elif value == b"x":
+                real.xwhiteouts = True
+        if names.impure in present:
+            self.impure = True
+        if names.redirect in present and not self.stop:
+            value = xattrs.get(path, names.redirect)
+            if value:
+                _check_redirect(value)
+                absolute = value[:1] == b"/"
+                if not absolute and self.look[:1] == b"/":
+                    prefix = b"/" + prefix
+                parts = [value] if absolute else [prefix, value]
+                self.look = b"/".join(part for part in (*parts, post) if part)
+                self.redirect = value
+
+
+def _check_redirect(value: bytes) -> None:
+    """Refuses what `ovl_get_redirect_xattr` calls invalid."""
+    if value[:1] == b"/":
+        parts = value[1:].split(b"/")
+    else:
+        parts = [value]
+        if b"/" in value:
+            raise OSError(EIO, "invalid redirect")
+    if any(part in (b"", b".", b"..") for part in parts):
+        raise OSError(EIO, "invalid redirect")
+
+
+def lower_positive(ofs: Overlay, parent: Dir, name: bytes) -> bool:
+    """Whether a lower layer of `parent` shows `name` (`ovl_lower_positive`)."""
+    for real in parent.lowers:
+        try:
+            st = os.stat(name, dir_fd=ofs.fds.fd(real), follow_symlinks=False)
+        except OSError as exc:
+            if exc.errno in _MISSING:
+                continue
+            raise
+        return not (whiteout.is_whiteout(st) or whiteout.is_xattr_whiteout(ofs, real, name, st))
+    return False
+
+
+def open_dir(ofs: Overlay, real: RealDir) -> int:
+    """A readable descriptor for the listing of `real`; the caller closes it."""
+    return os.open(b".", (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY, dir_fd=ofs.fds.fd(real))

@@ -1,0 +1,224 @@
+"""rename(2) of the union (fs/overlayfs/dir.c, `ovl_rename`).
+
+Theory of operation
+-------------------
+Everything that has to be true before the one deciding renameat2(2) is made so first,
+in steps that each leave the tree as callers see it unchanged: copy-up of the source and
+of the target's directory, `redirect` or `opaque` on the directory that moves, `impure` on
+the new parent, an empty target without the whiteouts it may hold.  Then one call moves
+the source and leaves a whiteout where a lower layer has the old name.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EEXIST, EINVAL, ENAMETOOLONG, ENOENT, ENOTEMPTY, EOPNOTSUPP, EXDEV
+
+from voile.linux import files
+from voile.linux.files import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
+from voile.overlay import dir as overlay_dir
+from voile.overlay import namei, readdir, whiteout, xattrs
+from voile.overlay.copy_up import copy_up, set_impure
+from voile.overlay.inode import Dir, Node
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from voile.overlay.super import Overlay
+
+# The longest absolute redirect (overlay.redirect_max).
+REDIRECT_MAX = 256
+
+
+def rename(
+    ofs: Overlay, old_parent: Dir, old_name: bytes, new_parent: Dir, new_name: bytes, flags: int
+) -> None:
+    """renameat2(2) with RENAME_NOREPLACE or RENAME_EXCHANGE.
+
+    Raises:
+        Busy: see copy_up.
+        OSError: EXDEV for a lower or merged directory without redirect_dir=on, EINVAL
+            for RENAME_WHITEOUT, ENOTEMPTY, and all else the upper file system says.
+    """
+    if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
+        raise OSError(EINVAL, "unsupported flags")
+    exchange = bool(flags & RENAME_EXCHANGE)
+    old = overlay_dir.child(ofs, old_parent, old_name)
+    new = _target(ofs, new_parent, new_name, flags)
+    if not _can_move(ofs, old) or (exchange and new is not None and not _can_move(ofs, new)):
+        raise OSError(EXDEV, "directory of a lower layer")
+    if not exchange and isinstance(new, Dir) and not readdir.is_empty(ofs, new):
+        raise OSError(ENOTEMPTY, "directory not empty")
+    copy_up(ofs, new_parent)
+    copy_up(ofs, old)
+    if exchange and new is not None:
+        copy_up(ofs, new)
+    _move(ofs, old, old_parent, old_name, new, new_parent, new_name, exchange)
+
+
+def _target(ofs: Overlay, parent: Dir, name: bytes, flags: int) -> Node | None:
+    found = namei.lookup(ofs, parent, name)
+    if found is None:
+        if flags & RENAME_EXCHANGE:
+            raise OSError(ENOENT, "nothing to exchange with")
+        return None
+    if flags & RENAME_NOREPLACE:
+        raise OSError(EEXIST, "the target exists")
+    return overlay_dir.child(ofs, parent, name)
+
+
+def _can_move(ofs: Overlay, node: Node) -> bool:
+    """`ovl_can_move`: a directory with a lower part needs a redirect."""
+    return not isinstance(node, Dir) or not node.lowers or ofs.params.redirect_dir == "on"
+
+
+def _move(
+    ofs: Overlay, old: Node, old_parent: Dir, old_name: bytes,
+    new: Node | None, new_parent: Dir, new_name: bytes, exchange: bool,
+) -> None:  # fmt: skip
+    old_upper, new_upper = old_parent.upper, new_parent.upper
+    assert old_upper is not None and new_upper is not None
+    old_fd, new_fd = ofs.fds.fd(old_upper), ofs.fds.fd(new_upper)
+    same_dir = old_parent is new_parent
+    over_whiteout = new is None and _is_whiteout(new_fd, new_name)
+    flags, clean_whiteout = RENAME_EXCHANGE, False
+    if not exchange:
+        flags = 0
+        if namei.lower_positive(ofs, old_parent, old_name):
+            flags = RENAME_EXCHANGE if over_whiteout else RENAME_WHITEOUT
+        elif isinstance(old, Dir) and over_whiteout:
+            flags, clean_whiteout = RENAME_EXCHANGE, True
+        if isinstance(new, Dir) and new.upper is not None:
+            _clear(ofs, new, new_parent, new_name)
+    _prepare(ofs, old, old_fd, new_parent, same_dir)
+    if exchange and new is not None:
+        _prepare(ofs, new, new_fd, old_parent, same_dir)
+    elif new is not None:
+        overlay_dir.hold(ofs, new)
+    # The whiteout that RENAME_WHITEOUT makes is the mounter's, as every whiteout.
+    ofs.creds.mounter()
+    try:
+        files.renameat2(old_fd, old_name, new_fd, new_name, flags)
+    except OSError:
+        if new is not None and not exchange:
+            overlay_dir.release_hold(new)
+        raise
+    if clean_whiteout:
+        os.unlink(old_name, dir_fd=old_fd)
+    if exchange:
+        assert new is not None
+        del old_parent.children[old_name]
+        _rehook(old, old_parent, old_name, new_parent, new_name)
+        _rehook(new, new_parent, new_name, old_parent, old_name)
+        return
+    if new is not None:
+        overlay_dir.gone(ofs, new, new_parent, new_name)
+    old_parent.children.pop(old_name, None)
+    _rehook(old, old_parent, old_name, new_parent, new_name)
+
+
+def _is_whiteout(dir_fd: int, name: bytes) -> bool:
+    try:
+        return whiteout.is_whiteout(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _rehook(node: Node, old_parent: Dir, old_name: bytes, new_parent: Dir, new_name: bytes) -> None:
+    """Tells a node its new name."""
+    new_parent.children[new_name] = node
+    if (node.parent, node.name) != (old_parent, old_name):
+        # Another of its names is its home; this one is only a link.
+        if node.extra is not None:
+            node.extra.links.discard((old_parent, old_name))
+            node.extra.links.add((new_parent, new_name))
+        return
+    node.parent, node.name = new_parent, new_name
+    assert new_parent.upper is not None
+    if isinstance(node, Dir):
+        assert node.upper is not None
+        node.upper.parent, node.upper.name = new_parent.upper, new_name
+    else:
+        node.real = new_parent.upper
+
+
+def _prepare(ofs: Overlay, node: Node, dir_fd: int, new_parent: Dir, same_dir: bool) -> None:
+    """Marks what moves, and where to, so that it looks the same in its new place."""
+    if not same_dir and _has_origin(ofs, node):
+        set_impure(ofs, new_parent)
+    if not isinstance(node, Dir):
+        return
+    if node.lowers:
+        _set_redirect(ofs, node, dir_fd, same_dir)
+    elif new_parent.lowers:
+        try:
+            overlay_dir.set_opaque(ofs, dir_fd, node.name)
+        except OSError as exc:
+            if exc.errno == EOPNOTSUPP:
+                raise OSError(EXDEV, "no attributes in the upper layer") from None
+            raise
+
+
+def _has_origin(ofs: Overlay, node: Node) -> bool:
+    """`ovl_type_origin`: its st_ino comes from a lower layer."""
+    if isinstance(node, Dir):
+        return bool(node.lowers)
+    return node.ino != ofs.map_ino(node.real.layer, ofs.stat(node).st_ino)
+
+
+def _set_redirect(ofs: Overlay, node: Dir, dir_fd: int, same_dir: bool) -> None:
+    """Stores where the lower part of a directory stays (`ovl_set_redirect`)."""
+    if node.redirect is not None and (same_dir or node.redirect[:1] == b"/"):
+        return
+    value = node.name if same_dir else _absolute(node)
+    try:
+        os.setxattr(xattrs.proc_path(dir_fd, node.name), ofs.names.redirect, value, follow_symlinks=False)
+    except OSError:
+        # User space then copies the tree itself.
+        raise OSError(EXDEV, "cannot set a redirect") from None
+    node.redirect = value
+
+
+def _absolute(node: Dir) -> bytes:
+    """The path of the lower part of `node` from the root of the layers."""
+    parts: list[bytes] = []
+    at: Dir | None = node
+    while at is not None and at.parent is not None:
+        part = at.redirect if at.redirect is not None else at.name
+        parts.append(part)
+        if part[:1] == b"/":
+            break
+        at = at.parent
+    path = b"/".join(reversed(parts))
+    if path[:1] != b"/":
+        path = b"/" + path
+    if len(path) > REDIRECT_MAX:
+        raise OSError(ENAMETOOLONG, "redirect too long")
+    return path
+
+
+def _clear(ofs: Overlay, node: Dir, parent: Dir, name: bytes) -> None:
+    """Replaces a directory that shows nothing, but holds whiteouts, by an empty one.
+
+    The new one is opaque, so that it shows the same (`ovl_clear_empty`).
+    """
+    assert node.upper is not None and parent.upper is not None
+    if not readdir.raw_entries(ofs, node.upper):
+        return
+    old_fd = ofs.fds.fd(node.upper)
+    st = os.fstat(old_fd)
+    temp = ofs.temp_name()
+    ofs.creds.mounter()
+    os.mkdir(temp, 0o700, dir_fd=ofs.work_fd)
+    try:
+        path, source = xattrs.proc_path(ofs.work_fd, temp), xattrs.proc_fd(old_fd)
+        os.chown(path, st.st_uid, st.st_gid)
+        os.chmod(path, st.st_mode & 0o7777)
+        for attribute in xattrs.listing(source, follow=True):
+            if not attribute.startswith(ofs.names.prefix) or attribute.startswith(ofs.names.escaped):
+                os.setxattr(path, attribute, os.getxattr(source, attribute))
+        overlay_dir.set_opaque(ofs, ofs.work_fd, temp)
+        os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
+        files.renameat2(ofs.work_fd, temp, ofs.fds.fd(parent.upper), name, RENAME_EXCHANGE)
+    finally:
+        ofs.discard(temp)
+    ofs.fds.drop((node.upper,))

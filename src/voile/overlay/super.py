@@ -1,0 +1,349 @@
+"""Mount and unmount: the overlay as a whole (`struct ovl_fs`).
+
+Order of a mount: all checks, then the error probe (which refuses an unseen error), then
+the private mounts of the layers.  Up to here nothing is changed.  `activate` takes the
+directories into use: it cleans ``work`` and writes the volatile marker.  `close` ends an
+active overlay, `abort` one whose mount failed, without a trace.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from errno import EINVAL
+
+from voile.linux import creds as linux_creds
+from voile.linux import files, trees
+from voile.overlay import inuse, xattrs
+from voile.overlay.creds import Creds
+from voile.overlay.inode import Dir, Node, NodeTable
+from voile.overlay.layers import DIR_FLAGS, FdCache, Layer
+from voile.overlay.layout import Layout, MountError, Place, private_pair, private_tree
+from voile.overlay.params import Params
+from voile.overlay.whiteout import Maker
+from voile.volatile import marker, probe
+from voile.volatile.sync_status import SyncStatus
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Submit = Callable[[Callable[[], Any], Callable[[Any, BaseException | None], None]], None]
+
+__all__ = ["MountError", "Overlay"]
+
+_DIR_READ = (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY
+# What a caller may ask of an open file that is passed on to the real one.
+_OPEN_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_DIRECT | os.O_NOATIME | os.O_SYNC | os.O_DSYNC
+_SYNC_FLAGS = os.O_SYNC | os.O_DSYNC
+
+
+class FileSystem:
+    """One file system below the mount."""
+
+    __slots__ = ("fsid", "dev", "fd", "uuid", "decodes")
+
+    def __init__(self, fsid: int, dev: int, root_fd: int) -> None:
+        self.fsid = fsid
+        self.dev = dev
+        self.fd = os.open(b".", _DIR_READ, dir_fd=root_fd)
+        self.uuid = files.fs_uuid(self.fd)
+        self.decodes = self._decodes_handles()
+
+    def _decodes_handles(self) -> bool:
+        try:
+            _mount, kind, handle = files.name_to_handle_at(self.fd, b"", files.AT_EMPTY_PATH)
+            os.close(files.open_by_handle_at(self.fd, kind, handle, os.O_PATH))
+        except OSError:
+            return False
+        return True
+
+
+class Overlay:
+    """A union of layers, ready to be served.
+
+    Attributes that a server sets: `submit` (hands long work to another thread, see
+    copy_up) and `changed` (told of nodes whose attributes changed without a request).
+    """
+
+    __slots__ = (
+        "params", "names", "filesystems", "upper_layer", "lowers", "fds", "nodes", "root",
+        "work_fd", "workdir_fd", "upper_fd", "sync", "namelen", "samefs", "hidden", "creds",
+        "whiteouts", "submit", "changed", "origins", "warnings", "writable", "volatile",
+        "follows_redirects", "_ino_shift", "_temp", "_tree_fd", "_locks", "_made_work", "_active",
+    )  # fmt: skip
+
+    upper_layer: Layer
+
+    def __init__(self, params: Params) -> None:
+        """See `open`, which is what callers use."""
+        self.params = params
+        self.names = xattrs.Names(params.userxattr)
+        self.filesystems: dict[int, FileSystem] = {}
+        self.lowers: list[Layer] = []
+        soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.fds = FdCache(max(64, min(8192, soft // 4)))
+        self.work_fd = self.workdir_fd = self.upper_fd = self._tree_fd = -1
+        self.writable = params.upperdir is not None and not params.readonly
+        self.volatile = params.volatile and self.writable
+        self.follows_redirects = params.redirect_dir in ("on", "follow")
+        self.sync = SyncStatus(False, probe.NoProbe())
+        self.hidden: set[tuple[int, int]] = set()
+        self.creds = Creds()
+        self.whiteouts = Maker(self)
+        self.submit: Submit | None = None
+        self.changed: Callable[[Node], None] = lambda node: None
+        # Upper st_ino → constant st_ino, where origins cannot be decoded.
+        self.origins: dict[int, int] = {}
+        self.warnings: list[str] = []
+        self._temp = 0
+        self._locks: list[int] = []
+        self._made_work = False
+        self._active = False
+
+    @classmethod
+    def open(cls, params: Params) -> Overlay:
+        """Checks and opens everything; changes nothing yet.
+
+        Raises:
+            OSError: `MountError`, `inuse.InUse`, `marker.Incompatible`, `probe.UnseenError`
+                or `probe.ProbeUnavailable`: `strerror` is one line for the user.
+        """
+        self = cls(params)
+        if not os.path.exists(b"/proc/self/fd"):
+            raise MountError(EINVAL, "/proc is not mounted", b"/proc")
+        layout = Layout(params)
+        try:
+            if layout.upper is not None and layout.work is not None and self.writable:
+                self._claim(layout.upper, layout.work)
+            self._open_layers(layout)
+        except BaseException:
+            self._close_all()
+            raise
+        finally:
+            layout.close()
+        return self
+
+    def _claim(self, upper: Place, work: Place) -> None:
+        """Everything that can refuse an upper and a work directory."""
+        for place in (upper, work):
+            fd = os.open(b".", _DIR_READ, dir_fd=place.fd)
+            self._locks.append(fd)
+            warning = inuse.take(fd, work.fd, place.role, place.path)
+            if warning is not None:
+                self.warnings.append(warning)
+        try:
+            fd = trees.open_directory(work.fd, b"work")
+        except FileNotFoundError:
+            pass
+        else:
+            try:
+                marker.check(fd, work.path)
+            finally:
+                os.close(fd)
+        if self.volatile:
+            self.sync = SyncStatus(True, probe.create(self._locks[1], self.params.userxattr))
+
+    def _open_layers(self, layout: Layout) -> None:
+        if layout.upper is not None and layout.work is not None:
+            self.upper_fd, self.workdir_fd, self._tree_fd = private_pair(layout.upper, layout.work)
+            self.upper_layer = self._layer(0, layout.upper, os.dup(self.upper_fd))
+        for index, place in enumerate(layout.lowers, 1):
+            self.lowers.append(self._layer(index, place, private_tree(place, readonly=True)))
+        self.samefs = len(self.filesystems) == 1
+        # As ovl_get_layers: the bits for the number of file systems, and one reserved.
+        self._ino_shift = 64 - ((len(self.filesystems) - 1).bit_length() + 1) + 1
+        layers = self.lowers if self.upper_fd < 0 else [self.upper_layer, *self.lowers]
+        self.namelen = max(os.fstatvfs(layer.root.fd).f_namemax for layer in layers)
+        for path in self.params.hidden:
+            st = os.stat(path)
+            self.hidden.add((st.st_dev, st.st_ino))
+        self._make_root()
+
+    def _layer(self, index: int, place: Place, root_fd: int) -> Layer:
+        dev = place.key[0]
+        known = self.filesystems.get(dev)
+        if known is None:
+            known = self.filesystems[dev] = FileSystem(len(self.filesystems), dev, root_fd)
+        layer = Layer(index, place.path, root_fd, known.fsid, known.fd)
+        layer.uuid, layer.decodes = known.uuid, known.decodes
+        return layer
+
+    def _make_root(self) -> None:
+        upper = self.upper_layer.root if self.upper_fd >= 0 else None
+        lowers = tuple(layer.root for layer in self.lowers)
+        # The root shows the top lower directory's number, as every merged directory.
+        ino = self.map_ino(lowers[0].layer, os.fstat(lowers[0].fd).st_ino)
+        self.root = Dir(None, b"", upper, lowers, ino)
+        for real in self.root.reals:
+            path = xattrs.proc_fd(real.fd)
+            present = xattrs.listing(path, follow=True)
+            if self.names.opaque in present and xattrs.get(path, self.names.opaque, follow=True) == b"x":
+                real.xwhiteouts = True
+            if real is upper:
+                self.root.impure = self.names.impure in present
+        self.nodes = NodeTable(self.root, self.fds)
+
+    @property
+    def decodes_origin(self) -> bool:
+        """Whether st_ino of a copied-up object can be found again from its origin."""
+        return all(each.decodes for each in self.filesystems.values())
+
+    def activate(self) -> None:
+        """Takes the directories into use: a clean ``work/work``, and the volatile marker.
+
+        Raises:
+            OSError: the work directory cannot be cleaned or written.
+        """
+        if not self.writable:
+            return
+        self._make_work()
+        if self.volatile:
+            marker.create_volatile(self.work_fd)
+        self._active = True
+
+    def _make_work(self) -> None:
+        """`ovl_workdir_create`: a fresh ``work`` of mode 0 without any ACL."""
+        self.creds.mounter()
+        existed = True
+        try:
+            os.stat(b"work", dir_fd=self.workdir_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            existed = False
+        trees.remove(self.workdir_fd, b"work")
+        for name in os.listdir(self._locks[1]):
+            if name.startswith("#probe"):  # left by a mount that was killed
+                trees.remove(self.workdir_fd, os.fsencode(name))
+        os.mkdir(b"work", 0o700, dir_fd=self.workdir_fd)
+        self._made_work = not existed
+        self.work_fd = os.open(b"work", DIR_FLAGS, dir_fd=self.workdir_fd)
+        path = xattrs.proc_fd(self.work_fd)
+        for acl in (xattrs.ACL_DEFAULT, xattrs.ACL_ACCESS):
+            if xattrs.get(path, acl, follow=True) is not None:
+                os.removexattr(path, acl)
+        if linux_creds.has_cap(linux_creds.CAP_DAC_OVERRIDE):
+            os.chmod(path, 0)
+
+    def split(self, node: Node) -> None:
+        """Gives the name of a node that was copied up to a new node, its successor.
+
+        The kernel binds an inode with files open in passthrough to one backing file; those
+        who hold the lower file open keep the old node, who opens it next gets the new one.
+        """
+        new = Node(self.root, node.name, node.real, node.ino, node.fmt)
+        new.parent = node.parent
+        extra = node.more()
+        for parent, name in self.nodes.names(node):
+            parent.children[name] = new
+        if extra.links:
+            new.more().links = extra.links
+            extra.links = set()
+        if extra.upper_ino:
+            self.nodes.index(new, extra.upper_ino)
+            extra.upper_ino = 0
+        node.parent = None
+        extra.successor = new
+
+    def mounted(self, major: int, minor: int) -> None:
+        """Tells later mounts of the same directories who has them (see inuse)."""
+        if self.writable:
+            inuse.record(self.workdir_fd, major, minor)
+
+    def close(self) -> None:
+        """The end of the mount.  Syncs the upper, unless volatile; then closes everything.
+
+        Raises:
+            OSError: the error of that sync.
+        """
+        try:
+            if self._active:
+                self.whiteouts.close()
+                inuse.erase(self.workdir_fd)
+                if not self.volatile:
+                    files.syncfs(self.filesystems[self.upper_layer.dev].fd)
+        finally:
+            self._close_all()
+
+    def abort(self) -> None:
+        """The mount failed: removes what `activate` made, and closes everything."""
+        try:
+            if self.work_fd >= 0:
+                if self._made_work:
+                    trees.remove(self.workdir_fd, b"work")
+                elif self.volatile:
+                    trees.remove(self.work_fd, b"incompat")
+        finally:
+            self._close_all()
+
+    def _close_all(self) -> None:
+        self.sync.probe.close()
+        self.fds.close()
+        if self.upper_fd >= 0 and hasattr(self, "upper_layer"):
+            self.upper_layer.close()
+        for layer in self.lowers:
+            layer.close()
+        fds = [each.fd for each in self.filesystems.values()]
+        fds += (self.work_fd, self.workdir_fd, self.upper_fd, self._tree_fd, *self._locks)
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+        self.work_fd = self.workdir_fd = self.upper_fd = self._tree_fd = -1
+        self.filesystems.clear()
+        self._locks.clear()
+
+    # What the other modules build on.
+
+    def map_ino(self, layer: Layer, ino: int) -> int:
+        """The st_ino that callers see for a real one (`ovl_map_dev_ino`).
+
+        On several file systems the number of the file system is put into bits that real
+        numbers do not use; a number that does use them is left as it is.
+        """
+        if self.samefs or ino >> (self._ino_shift - 1):
+            return ino
+        return ino | layer.fsid << self._ino_shift
+
+    def stat(self, node: Node) -> os.stat_result:
+        """The status of a node's real object."""
+        if isinstance(node, Dir):
+            top = node.top
+            return os.stat(top.fd if top.fd >= 0 else self.fds.fd(top))
+        extra = node.extra
+        if extra is not None and extra.fd >= 0:
+            return os.stat(extra.fd)
+        real = node.real
+        dir_fd = real.fd if real.fd >= 0 else self.fds.fd(real)
+        return os.stat(node.name, dir_fd=dir_fd, follow_symlinks=False)
+
+    def open_real(self, node: Node, flags: int) -> int:
+        """Opens the real file of a regular-file node with the caller's access mode.
+
+        On a volatile mount O_SYNC and O_DSYNC are left out.
+        """
+        keep = flags & _OPEN_FLAGS
+        if self.volatile:
+            keep &= ~_SYNC_FLAGS
+        keep |= os.O_NONBLOCK | os.O_CLOEXEC
+        if node.unlinked_fd >= 0:
+            return os.open(xattrs.proc_fd(node.unlinked_fd), keep)
+        return os.open(node.name, keep | os.O_NOFOLLOW, dir_fd=self.fds.fd(node.real))
+
+    def open_path(self, node: Node) -> int:
+        """An O_PATH descriptor of a non-directory."""
+        if node.unlinked_fd >= 0:
+            return os.dup(node.unlinked_fd)
+        return os.open(node.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fds.fd(node.real))
+
+    def temp_name(self) -> bytes:
+        """A new name for a temporary object in ``work/work`` (`ovl_lookup_temp`)."""
+        self._temp += 1
+        return b"#%x" % self._temp
+
+    def discard(self, temp: bytes) -> None:
+        """Removes a temporary object with all that is in it; it may be gone already."""
+        trees.remove(self.work_fd, temp)
+
+    def statvfs(self) -> os.statvfs_result:
+        """statvfs(3) of the upper layer, or of the top lower one."""
+        return os.fstatvfs(self.upper_fd if self.upper_fd >= 0 else self.lowers[0].root.fd)

@@ -1,0 +1,148 @@
+"""What all operations share: the overlay, the session, open handles, and how replies are made."""
+
+from __future__ import annotations
+
+import os
+import time
+from errno import EIO, ESTALE
+
+from voile.fuse import replies
+from voile.fuse.operations import Operations
+from voile.fuse.requests import DEFERRED
+from voile.overlay.attr import shown_nlink
+from voile.overlay.copy_up import Busy
+from voile.overlay.inode import Dir, Node
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from voile.fuse.negotiation import Negotiated
+    from voile.fuse.requests import Deferred, Request
+    from voile.fuse.session import Session
+    from voile.fuse.workers import WorkerPool
+    from voile.overlay.params import Params
+    from voile.overlay.super import Overlay
+    from voile.server.dirs import Listing
+    from voile.server.files import File
+
+# "For ever": the layers change only through us.
+_FOREVER = 1 << 31
+
+
+class Served(Operations):
+    """An overlay and its session."""
+
+    session: Session
+    pool: WorkerPool
+
+    def __init__(self, overlay: Overlay, params: Params) -> None:
+        self.overlay = overlay
+        self.params = params
+        self.fuse_type = "fuse"
+        self.started = time.monotonic()
+        self.negotiated: Negotiated | None = None
+        timeout = _FOREVER if params.timeout is None else params.timeout
+        self.valid = int(timeout)
+        self.valid_nsec = int((timeout - self.valid) * 1_000_000_000)
+        self.files: dict[int, File] = {}
+        self.listings: dict[int, Listing] = {}
+        self.last_fh = 0
+        # Nodes whose attributes may change without a request: they may be mapped
+        # shared and writable through passthrough.
+        self.mapped: set[int] = set()
+        overlay.changed = self.attributes_changed
+
+    def attach(self, session: Session, pool: WorkerPool) -> None:
+        """Gives the operations what they answer late with."""
+        self.session = session
+        self.pool = pool
+        self.overlay.submit = pool.submit
+
+    def init(self, negotiated: Negotiated) -> None:
+        self.negotiated = negotiated
+
+    def unexpected(self, req: Request, raw: memoryview, exc: BaseException) -> int | None:
+        """A request that met a copy-up under way is kept, and run again when that is over."""
+        if not isinstance(exc, Busy):
+            return super().unexpected(req, raw, exc)
+        kept, unique = bytes(raw), req.unique
+
+        def again(error: OSError | None) -> None:
+            if error is None:
+                self.session.dispatch(kept)
+            else:
+                self.session.fail(unique, error.errno or EIO)
+
+        exc.job.waiters.append(again)
+        return None
+
+    def later(self, req: Request, work: Callable[[], object]) -> None:
+        """Answers a request with success or the OSError of `work`, which runs in another thread."""
+        unique = req.unique
+
+        def done(_result: object, exc: BaseException | None) -> None:
+            if exc is None:
+                self.session.reply(unique)
+            else:
+                self.session.fail(unique, (exc.errno if isinstance(exc, OSError) else None) or EIO)
+
+        self.pool.submit(work, done)
+
+    def sync_fd(self, req: Request, fd: int, datasync: bool) -> Deferred:
+        """Answers a request with a real fsync(2) or fdatasync(2) of `fd`."""
+        # The handle may be released, and its descriptor closed, only after this answer.
+        self.later(req, lambda: os.fdatasync(fd) if datasync else os.fsync(fd))
+        return DEFERRED
+
+    def node(self, nodeid: int) -> Node:
+        """The node of a request, or the one that took its place after a copy-up."""
+        node = self.overlay.nodes.get(nodeid)
+        extra = node.extra
+        if extra is not None and extra.successor is not None:
+            return extra.successor
+        return node
+
+    def dir(self, nodeid: int) -> Dir:
+        """The directory of a request."""
+        node = self.overlay.nodes.get(nodeid)
+        if not isinstance(node, Dir):
+            raise OSError(ESTALE, "not a directory any more")
+        if self.overlay.fds.full:
+            self.overlay.fds.trim()
+        return node
+
+    def entry(self, node: Node, st: os.stat_result) -> bytes:
+        """The reply that introduces a node to the kernel; counts as one lookup."""
+        nodeid = self.overlay.nodes.refer(node)
+        return self.entry_of(node, nodeid, st)
+
+    def entry_of(self, node: Node, nodeid: int, st: os.stat_result) -> bytes:
+        """As `entry`, without counting."""
+        nlink = shown_nlink(node, st) if node.is_dir else st.st_nlink
+        attr_valid = 0 if nodeid in self.mapped else self.valid
+        if self.valid_nsec:
+            attr = replies.attr_from_stat(st, node.ino, nlink)
+            nsec = self.valid_nsec if nodeid not in self.mapped else 0
+            return replies.entry_out(nodeid, 0, self.valid, self.valid_nsec, attr_valid, nsec, attr)
+        return replies.entry_from_stat(nodeid, 0, self.valid, attr_valid, st, node.ino, nlink)
+
+    def attributes(self, nodeid: int, node: Node, st: os.stat_result) -> bytes:
+        """The reply to GETATTR and SETATTR."""
+        nlink = shown_nlink(node, st) if node.is_dir else st.st_nlink
+        if nodeid in self.mapped or node.id != nodeid:
+            return replies.attr_out_from_stat(0, st, node.ino, nlink)
+        if self.valid_nsec:
+            attr = replies.attr_from_stat(st, node.ino, nlink)
+            return replies.attr_out(self.valid, self.valid_nsec, attr)
+        return replies.attr_out_from_stat(self.valid, st, node.ino, nlink)
+
+    def attributes_changed(self, node: Node) -> None:
+        """Has the kernel ask for the attributes again."""
+        if node.id and node.nlookup > 0:
+            self.session.notify_inval_inode(node.id, -1)
+
+    def new_fh(self) -> int:
+        """A number for an open file or directory."""
+        self.last_fh += 1
+        return self.last_fh

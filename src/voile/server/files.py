@@ -1,0 +1,337 @@
+"""Open files: passthrough where the kernel grants it, real descriptors otherwise.
+
+Theory of operation
+-------------------
+With FUSE_PASSTHROUGH the kernel reads and writes the real file itself.  It ties an inode
+to *one* backing file for as long as any file of it is open in passthrough, and refuses
+every other kind of open meanwhile (fs/fuse/iomode.c).  Hence:
+
+* All opens of a node share one `Backing`.
+* Opens whose writes we have to see (O_SYNC on a volatile mount: the status must be
+  reported and nothing synced; files with set-id bits or capabilities, which a write takes
+  away) get FOPEN_DIRECT_IO on top, which sends their reads and writes to us.
+* A lower file that is open in passthrough and then copied up keeps its node for those who
+  have it open; whoever opens it next is sent (ESTALE makes the kernel look the name up
+  again) to a new node.  The readers see the old data, as on kernel overlayfs.
+
+Real descriptors are opened when first needed.  On a mount that really syncs they are
+opened with the file: an error is reported once to every open file that was there before
+it (errseq_t, lib/errseq.c).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from errno import EAGAIN, EBADF, EIO, EISDIR, EOPNOTSUPP, ESTALE
+
+from voile.fuse import abi, passthrough, replies
+from voile.fuse.requests import DEFERRED
+from voile.linux import files
+from voile.overlay import attr, namei
+from voile.overlay import dir as overlay_dir
+from voile.overlay.copy_up import copy_up
+from voile.overlay.dir import Caller
+from voile.overlay.inode import Dir, Node
+from voile.server.base import Served
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from voile.fuse.requests import Deferred, Request
+
+_SYNC = os.O_SYNC | os.O_DSYNC
+_READ_BUFFER = 1 << 20
+
+
+class Backing:
+    """The real file that the kernel reads and writes for all open files of one node."""
+
+    __slots__ = ("id", "users", "upper")
+
+    def __init__(self, backing_id: int, upper: bool) -> None:
+        self.id = backing_id
+        self.users = 0
+        self.upper = upper
+
+
+class File:
+    """One open file."""
+
+    __slots__ = ("node", "nodeid", "fd", "flags", "upper", "passed")
+
+    def __init__(self, node: Node, nodeid: int, flags: int, fd: int = -1) -> None:
+        self.node = node
+        self.nodeid = nodeid
+        self.flags = flags
+        self.fd = fd
+        # Whether `fd` is open in the upper layer.
+        self.upper = node.is_upper
+        # Whether it counts in the node's Backing.
+        self.passed = False
+
+
+class FileOperations(Served):
+    """OPEN, CREATE, reading, writing, syncing, RELEASE."""
+
+    _passthrough = False
+    _nowait = True
+    _buffer: bytearray | None = None
+
+    @property
+    def passthrough(self) -> bool:
+        """Whether regular files are read and written by the kernel itself."""
+        return self._passthrough
+
+    def use_passthrough(self, granted: bool) -> None:
+        """Told after INIT."""
+        self._passthrough = granted
+
+    # --- opening ---
+
+    def open(self, req: Request, flags: int, open_flags: int) -> bytes:
+        overlay = self.overlay
+        node = overlay.nodes.get(req.nodeid)
+        if node.extra is not None and node.extra.successor is not None:
+            raise OSError(ESTALE, "look it up again")
+        if isinstance(node, Dir):
+            raise OSError(EISDIR, "is a directory")
+        if overlay.fds.full:
+            overlay.fds.trim()
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            copy_up(overlay, node, data=not flags & os.O_TRUNC)
+        backing = node.opens
+        if isinstance(backing, Backing) and backing.upper != node.is_upper:
+            overlay.split(node)
+            self.attributes_changed(node)
+            raise OSError(ESTALE, "look it up again")
+        if flags & os.O_TRUNC:
+            if open_flags & abi.OPEN_KILL_SUIDGID:
+                attr.drop_privileges(overlay, node)
+            attr.truncate(overlay, node, 0)
+        file = File(node, req.nodeid, flags)
+        if not self._passthrough or not overlay.volatile:
+            file.fd = overlay.open_real(node, flags)
+        return replies.open_out(*self._opened(file, fresh=False))
+
+    def create(self, req: Request, name: bytes, flags: int, mode: int, umask: int, open_flags: int) -> bytes:
+        parent = self.dir(req.nodeid)
+        caller = Caller(req.uid, req.gid, umask)
+        try:
+            made = overlay_dir.create(self.overlay, parent, name, self._create_flags(flags), mode, caller)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            return self._create_existing(req, parent, name, flags, open_flags)
+        return self._created(req, flags, *made)
+
+    def tmpfile(self, req: Request, name: bytes, flags: int, mode: int, umask: int, open_flags: int) -> bytes:
+        caller = Caller(req.uid, req.gid, umask)
+        keep = self._create_flags(flags) | flags & os.O_EXCL
+        return self._created(
+            req, flags, *overlay_dir.tmpfile(self.overlay, self.dir(req.nodeid), keep, mode, caller)
+        )
+
+    def _create_flags(self, flags: int) -> int:
+        keep = flags & (os.O_ACCMODE | os.O_APPEND | os.O_DIRECT | os.O_NOATIME | _SYNC)
+        return keep & ~_SYNC if self.overlay.volatile else keep
+
+    def _create_existing(self, req: Request, parent: Dir, name: bytes, flags: int, open_flags: int) -> bytes:
+        """The kernel did not know that the file is there: open it instead."""
+        found = namei.lookup(self.overlay, parent, name)
+        if found is None or found[0].is_dir:
+            raise OSError(EISDIR if found else ESTALE, "changed meanwhile")
+        node, st = found
+        entry = self.entry(node, st)
+        req.nodeid = node.id
+        try:
+            return entry + self.open(req, flags, open_flags)
+        except BaseException:
+            self.overlay.nodes.forget(node.id, 1)
+            raise
+
+    def _created(self, req: Request, flags: int, node: Node, st: os.stat_result, fd: int) -> bytes:
+        nodeid = self.overlay.nodes.refer(node)
+        file = File(node, nodeid, flags, fd)
+        opened = self._opened(file, fresh=True)
+        return replies.create_out(self.entry_of(node, nodeid, st), *opened)
+
+    def _opened(self, file: File, fresh: bool) -> tuple[int, int, int]:
+        """Registers an open file: (fh, FOPEN flags, backing id) for the kernel."""
+        fh = self.new_fh()
+        self.files[fh] = file
+        if not self._passthrough:
+            # Nobody but us changes the file: what the kernel has cached stays true.
+            return fh, abi.FOPEN_KEEP_CACHE, 0
+        try:
+            backing = self._backing(file)
+        except OSError:
+            del self.files[fh]
+            if file.fd >= 0:
+                os.close(file.fd)
+            raise
+        if file.flags & os.O_ACCMODE == os.O_RDWR and file.nodeid not in self.mapped:
+            # It may be mapped shared: then its times and blocks change without a request.
+            self.mapped.add(file.nodeid)
+            if not fresh:
+                self.attributes_changed(file.node)
+        direct = abi.FOPEN_DIRECT_IO if self._sees_writes(file, fresh) else 0
+        return fh, abi.FOPEN_PASSTHROUGH | direct, backing.id
+
+    def _sees_writes(self, file: File, fresh: bool) -> bool:
+        if file.flags & os.O_ACCMODE == os.O_RDONLY:
+            return False
+        if self.overlay.volatile and file.flags & _SYNC:
+            return True
+        if fresh:
+            return False
+        return attr.has_privileges(self.overlay, file.node, self.overlay.stat(file.node))
+
+    def _backing(self, file: File) -> Backing:
+        node = file.node
+        backing = node.opens
+        if not isinstance(backing, Backing):
+            fd = file.fd if file.fd >= 0 else self.overlay.open_path(node)
+            try:
+                backing = Backing(passthrough.backing_open(self.session.fd, fd), node.is_upper)
+            finally:
+                if fd != file.fd:
+                    os.close(fd)
+            node.opens = backing
+        backing.users += 1
+        file.passed = True
+        return backing
+
+    def release(self, req: Request, fh: int, flags: int, release_flags: int, lock_owner: int) -> None:
+        file = self.files.pop(fh)
+        if file.fd >= 0:
+            os.close(file.fd)
+        if file.passed:
+            backing = file.node.opens
+            assert isinstance(backing, Backing)
+            backing.users -= 1
+            if backing.users == 0:
+                file.node.opens = None
+                passthrough.backing_close(self.session.fd, backing.id)
+
+    def _real(self, fh: int) -> tuple[File, int]:
+        """An open file and its real descriptor, in the upper layer once it has been copied up."""
+        file = self.files[fh]
+        node = file.node
+        if node.extra is not None and node.extra.successor is not None:
+            node = node.extra.successor
+        if file.fd < 0 or (node.is_upper and not file.upper):
+            fd = self.overlay.open_real(node, file.flags)
+            if file.fd >= 0:
+                os.close(file.fd)
+            file.fd, file.upper = fd, node.is_upper
+        return file, file.fd
+
+    # --- data ---
+
+    def read(
+        self, req: Request, fh: int, offset: int, size: int, read_flags: int, flags: int
+    ) -> bytes | memoryview:
+        _file, fd = self._real(fh)
+        if self._nowait:
+            if self._buffer is None:
+                self._buffer = bytearray(_READ_BUFFER)
+            view = memoryview(self._buffer)[:size]
+            try:
+                done = os.preadv(fd, [view], offset, os.RWF_NOWAIT)
+                if done == size:
+                    return view
+            except OSError as exc:
+                if exc.errno == EOPNOTSUPP:
+                    self._nowait = False  # tmpfs before 6.x, and others: never blocks long, or cannot say
+                elif exc.errno != EAGAIN:
+                    raise
+        if not self._nowait:
+            return os.pread(fd, size, offset)
+        return self._read_later(req, fd, size, offset)
+
+    def _read_later(self, req: Request, fd: int, size: int, offset: int) -> bytes:
+        """Reads what is not in the page cache in another thread."""
+        unique = req.unique
+        own = os.dup(fd)  # a release may come before the worker gets to it
+
+        def work() -> bytes:
+            try:
+                return os.pread(own, size, offset)
+            finally:
+                os.close(own)
+
+        def done(data: bytes | None, exc: BaseException | None) -> None:
+            if exc is None:
+                self.session.reply(unique, data)
+            else:
+                self.session.fail(unique, (exc.errno if isinstance(exc, OSError) else None) or EBADF)
+
+        self.pool.submit(work, done)
+        return DEFERRED
+
+    def write(
+        self, req: Request, fh: int, offset: int, data: memoryview, write_flags: int, flags: int
+    ) -> int:
+        file, fd = self._real(fh)
+        if write_flags & abi.WRITE_KILL_SUIDGID:
+            attr.drop_privileges(self.overlay, file.node)
+        done = os.pwrite(fd, data, offset)
+        if flags & _SYNC and self.overlay.volatile:
+            sync = self.overlay.sync
+            status = sync.get()
+            if status < 0:
+                raise OSError(-status, "the upper file system has lost data")
+            sync.osync += 1
+        return done
+
+    def lseek(self, req: Request, fh: int, offset: int, whence: int) -> bytes:
+        return replies.lseek_out(os.lseek(self._real(fh)[1], offset, whence))
+
+    def fallocate(self, req: Request, fh: int, offset: int, length: int, mode: int) -> Deferred | None:
+        file, fd = self._real(fh)
+        if req.uid != 0 and self.overlay.stat(file.node).st_mode & (stat.S_ISUID | stat.S_ISGID):
+            attr.drop_privileges(self.overlay, file.node)
+        files.fallocate(fd, mode, offset, length)
+        return None
+
+    def copy_file_range(
+        self, req: Request, fh_in: int, off_in: int, nodeid_out: int, fh_out: int, off_out: int,
+        length: int, flags: int,
+    ) -> int:  # fmt: skip
+        src, dst = self._real(fh_in)[1], self._real(fh_out)[1]
+        return os.copy_file_range(src, dst, length, off_in, off_out)
+
+    # --- syncing ---
+
+    def fsync(self, req: Request, fh: int, datasync: bool) -> Deferred | None:
+        sync = self.overlay.sync
+        status = sync.get()
+        if status == 0:
+            if self.files[fh].flags & _SYNC and datasync:
+                sync.osync += 1  # the second half of a synchronous write
+            elif datasync:
+                sync.fdatasync += 1
+            else:
+                sync.fsync += 1
+            return None
+        if status < 0:
+            raise OSError(-status, "the upper file system has lost data")
+        file, fd = self._real(fh)
+        if not file.upper:
+            return None  # nothing to sync in a lower layer (ovl_fsync)
+        return self.sync_fd(req, fd, datasync)
+
+    def syncfs(self, req: Request) -> Deferred | None:
+        sync = self.overlay.sync
+        status = sync.get()
+        if status == 0:
+            sync.syncfs += 1
+            return None
+        if status < 0:
+            # As the kernel's volatile overlay: EIO, whatever the error was.
+            raise OSError(EIO, "the upper file system has lost data")
+        if not self.overlay.writable:
+            return None
+        fd = self.overlay.filesystems[self.overlay.upper_layer.dev].fd
+        self.later(req, lambda: files.syncfs(fd))
+        return DEFERRED

@@ -1,0 +1,148 @@
+"""Operations on names and attributes."""
+
+from __future__ import annotations
+
+from voile.fuse import abi, replies
+from voile.linux import creds, files
+from voile.overlay import attr, namei, rename
+from voile.overlay import dir as overlay_dir
+from voile.overlay.dir import Caller
+from voile.overlay.inode import Dir, Node
+from voile.server.base import Served
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from voile.fuse.requests import Request, SetattrIn
+
+
+class NameOperations(Served):
+    """Lookup, creation, removal, renaming, attributes and extended attributes."""
+
+    def lookup(self, req: Request, name: bytes) -> bytes:
+        parent = self.dir(req.nodeid)
+        found = namei.lookup(self.overlay, parent, name)
+        if found is None:
+            return replies.negative_entry(self.valid, self.valid_nsec)
+        node, st = found
+        return self.entry(node, st)
+
+    def forget(self, nodeid: int, nlookup: int) -> None:
+        nodes = self.overlay.nodes
+        nodes.forget(nodeid, nlookup)
+        if self.mapped and nodeid in self.mapped and not nodes.known(nodeid):
+            self.mapped.discard(nodeid)
+
+    def readlink(self, req: Request) -> bytes:
+        return attr.readlink(self.overlay, self.node(req.nodeid))
+
+    def symlink(self, req: Request, name: bytes, target: bytes) -> bytes:
+        caller = Caller(req.uid, req.gid)
+        return self.entry(*overlay_dir.symlink(self.overlay, self.dir(req.nodeid), name, target, caller))
+
+    def mknod(self, req: Request, name: bytes, mode: int, rdev: int, umask: int) -> bytes:
+        caller = Caller(req.uid, req.gid, umask)
+        return self.entry(*overlay_dir.mknod(self.overlay, self.dir(req.nodeid), name, mode, rdev, caller))
+
+    def mkdir(self, req: Request, name: bytes, mode: int, umask: int) -> bytes:
+        caller = Caller(req.uid, req.gid, umask)
+        return self.entry(*overlay_dir.mkdir(self.overlay, self.dir(req.nodeid), name, mode, caller))
+
+    def unlink(self, req: Request, name: bytes) -> None:
+        overlay_dir.unlink(self.overlay, self.dir(req.nodeid), name)
+
+    def rmdir(self, req: Request, name: bytes) -> None:
+        overlay_dir.rmdir(self.overlay, self.dir(req.nodeid), name)
+
+    def rename(self, req: Request, name: bytes, newdir: int, newname: bytes, flags: int) -> None:
+        rename.rename(self.overlay, self.dir(req.nodeid), name, self.dir(newdir), newname, flags)
+
+    def link(self, req: Request, oldnodeid: int, newname: bytes) -> bytes:
+        node = self.node(oldnodeid)
+        return self.entry(node, overlay_dir.link(self.overlay, node, self.dir(req.nodeid), newname))
+
+    def getattr(self, req: Request, flags: int, fh: int | None) -> bytes:
+        node = self.node(req.nodeid)
+        return self.attributes(req.nodeid, node, self.overlay.stat(node))
+
+    def statx(self, req: Request, flags: int, fh: int | None, sx_flags: int, sx_mask: int) -> bytes:
+        node = self.node(req.nodeid)
+        path, follow = attr.proc_path(self.overlay, node)
+        at_flags = 0 if follow else files.AT_SYMLINK_NOFOLLOW
+        st = files.statx(files.AT_FDCWD, path, at_flags, sx_mask | files.STATX_BASIC_STATS)
+        nlink = 1 if isinstance(node, Dir) and node.is_merge else st.nlink
+        mapped = req.nodeid in self.mapped
+        # The attributes that mean something on any file system; a mount root of a layer is none of ours.
+        attributes = st.attributes & _STATX_ATTRIBUTES
+        return replies.statx_out(
+            0 if mapped else self.valid, 0 if mapped else self.valid_nsec,
+            st.mask & (files.STATX_BASIC_STATS | files.STATX_BTIME), st.blksize, attributes, nlink,
+            st.uid, st.gid, st.mode, node.ino, st.size, st.blocks, st.attributes_mask & _STATX_ATTRIBUTES,
+            st.atime_ns, st.btime_ns, st.ctime_ns, st.mtime_ns, st.rdev_major, st.rdev_minor,
+        )  # fmt: skip
+
+    def setattr(self, req: Request, args: SetattrIn) -> bytes:
+        overlay, valid = self.overlay, args.valid
+        node = self.node(req.nodeid)
+        if valid & (abi.FATTR_UID | abi.FATTR_GID):
+            uid = args.uid if valid & abi.FATTR_UID else -1
+            gid = args.gid if valid & abi.FATTR_GID else -1
+            attr.chown(overlay, node, uid, gid)
+        if valid & abi.FATTR_SIZE:
+            if valid & abi.FATTR_KILL_SUIDGID:
+                attr.drop_privileges(overlay, node)
+            attr.truncate(overlay, node, args.size)
+        if valid & abi.FATTR_MODE:
+            attr.chmod(overlay, node, args.mode)
+        if valid & (abi.FATTR_ATIME | abi.FATTR_MTIME):
+            attr.utimes(overlay, node, *_times(args))
+        if node.id != req.nodeid:
+            self.attributes_changed(node)
+        return self.attributes(req.nodeid, node, overlay.stat(node))
+
+    def statfs(self, req: Request) -> bytes:
+        return replies.statfs_out(self.overlay.statvfs())
+
+    def getxattr(self, req: Request, name: bytes, size: int) -> bytes:
+        return attr.getxattr(self.overlay, self.node(req.nodeid), name)
+
+    def listxattr(self, req: Request, size: int) -> bytes:
+        names = attr.listxattr(self.overlay, self.node(req.nodeid))
+        if any(name.startswith(b"trusted.") for name in names) and not _may_see_trusted(req):
+            names = [name for name in names if not name.startswith(b"trusted.")]
+        return b"".join(name + b"\0" for name in names)
+
+    def setxattr(self, req: Request, name: bytes, value: bytes, flags: int, setxattr_flags: int) -> None:
+        node = self.node(req.nodeid)
+        attr.setxattr(self.overlay, node, name, value, flags)
+        if setxattr_flags & abi.SETXATTR_ACL_KILL_SGID:
+            self._drop_sgid(node)
+
+    def _drop_sgid(self, node: Node) -> None:
+        # Setting an access ACL by somebody outside the group (posix_acl_update_mode).
+        mode = self.overlay.stat(node).st_mode
+        if mode & 0o2000:
+            attr.chmod(self.overlay, node, mode & ~0o2000)
+
+    def removexattr(self, req: Request, name: bytes) -> None:
+        attr.removexattr(self.overlay, self.node(req.nodeid), name)
+
+
+# STATX_ATTR_COMPRESSED, IMMUTABLE, APPEND, NODUMP, ENCRYPTED, VERITY.
+_STATX_ATTRIBUTES = 0x4 | 0x10 | 0x20 | 0x40 | 0x800 | 0x100000
+
+
+def _times(args: SetattrIn) -> tuple[int, int]:
+    valid = args.valid
+    atime = mtime = attr.UTIME_OMIT
+    if valid & abi.FATTR_ATIME:
+        atime = attr.UTIME_NOW if valid & abi.FATTR_ATIME_NOW else args.atime_ns
+    if valid & abi.FATTR_MTIME:
+        mtime = attr.UTIME_NOW if valid & abi.FATTR_MTIME_NOW else args.mtime_ns
+    return atime, mtime
+
+
+def _may_see_trusted(req: Request) -> bool:
+    """`ovl_can_list`: trusted.* names are listed for CAP_SYS_ADMIN only."""
+    return creds.pid_has_cap(req.pid, creds.CAP_SYS_ADMIN)
+
+

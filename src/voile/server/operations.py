@@ -1,0 +1,74 @@
+"""The overlay behind FUSE: all operations, and the answers to control questions."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from voile.overlay.params import Params
+from voile.overlay.super import Overlay
+from voile.server.control import Control
+from voile.server.dirs import DirOperations
+from voile.server.files import FileOperations
+from voile.server.names import NameOperations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from voile.fuse.negotiation import Negotiated
+    from voile.fuse.requests import Request
+
+
+class OverlayOperations(NameOperations, FileOperations, DirOperations):
+    """Everything a mount answers."""
+
+    def __init__(self, overlay: Overlay, params: Params) -> None:
+        super().__init__(overlay, params)
+        self.control = Control(self, os.geteuid())
+
+    def init(self, negotiated: Negotiated) -> None:
+        super().init(negotiated)
+        self.use_passthrough(self.params.passthrough and negotiated.passthrough)
+
+    def ioctl(
+        self, req: Request, fh: int, flags: int, cmd: int, arg: int, data: bytes, out_size: int
+    ) -> bytes:
+        from voile.fuse import replies
+
+        return replies.ioctl_out(self.control.handle(req.uid, cmd, data))
+
+    def status(self) -> dict[str, Any]:
+        """What `voile status` shows, but for the mount point, which only the asker knows."""
+        overlay, params = self.overlay, self.params
+        sync = overlay.sync
+        sync.get()
+        return {
+            "lowerdir": [os.fsdecode(path) for path in params.lowerdir],
+            "upperdir": _text(params.upperdir),
+            "workdir": _text(params.workdir),
+            "pid": os.getpid(),
+            "volatile": overlay.volatile,
+            "state": "failed" if sync.errno else "ok" if overlay.writable else "readonly",
+            "error": _error(sync.errno, sync.since) if sync.errno else None,
+            "probe": sync.probe.kind,
+            "syncfs": self._syncfs_quality(),
+            "passthrough": self.passthrough,
+            "omitted": sync.omitted(),
+            "uptime_s": round(time.monotonic() - self.started, 3),
+        }
+
+    def _syncfs_quality(self) -> str:
+        """Whether syncfs(2) on the mount reaches us at all."""
+        return "exact" if self.fuse_type == "fuseblk" and self.overlay.writable else "none"
+
+
+def _text(path: bytes | None) -> str | None:
+    return None if path is None else os.fsdecode(path)
+
+
+def _error(code: int, since: float | None) -> dict[str, Any]:
+    from errno import errorcode
+
+    stamp = None if since is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since))
+    return {"errno": code, "name": errorcode.get(code, str(code)), "since": stamp}
