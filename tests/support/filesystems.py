@@ -17,7 +17,7 @@ MKFS = {
     "btrfs": (256 * MIB, ["mkfs.btrfs", "-q", "-f", "-K"]),
 }
 # ramfs has neither ACLs nor xattrs.
-MEMORY = {"tmpfs": "size=1g,mode=755", "ramfs": "mode=755"}
+MEMORY = {"tmpfs": "size=1g,mode=755", "big-tmpfs": "size=6g,mode=755", "ramfs": "mode=755"}
 
 
 class Filesystems:
@@ -38,7 +38,7 @@ class Filesystems:
         """A fresh file system of that kind, mounted at `point`."""
         point.mkdir()
         if kind in MEMORY:
-            syscalls.mount("voile-test", point, kind, 0, MEMORY[kind])
+            syscalls.mount("voile-test", point, kind.removeprefix("big-"), 0, MEMORY[kind])
             return point
         default, command = MKFS[kind]
         image = self.base / f"{point.name}.img"

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -93,7 +92,7 @@ class VoileOverlay:
         data = ",".join([self.layers.options(), *filter(None, options)])
         before = os.stat(self.point).st_dev
         self.log = tempfile.TemporaryFile()
-        command = [sys.executable, str(ROOT / "voile"), "mount", "-f", "-o", data, str(self.point)]
+        command = [str(ROOT / "voile"), "mount", "-f", "-o", data, str(self.point)]
         self.process = subprocess.Popen(
             command, cwd=self.layers.base, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
         )

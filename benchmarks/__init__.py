@@ -1,0 +1,1 @@
+"""voile beside the kernel's overlayfs and fuse-overlayfs. `make bench`, or `python -m benchmarks --help`."""

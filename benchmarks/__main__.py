@@ -1,0 +1,193 @@
+"""Run the benchmarks: interleaved rounds, medians, one table of ratios.
+
+Every round mounts each system freshly over the same lower layer and takes one figure per operation. The
+systems take turns within a round, so that a slow minute of the machine hits all. Layers lie on a tmpfs; the
+sync figures use ext4, where a real sync has something to do.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from benchmarks.systems import FuseOverlayfs, Kernel, Voile  # noqa: E402  # below the path they need
+from support.filesystems import Filesystems  # noqa: E402
+from support.namespace import ISOLATION  # noqa: E402
+
+FILES = 10_000
+# (label, client operation, path below the mount, count, unit, what the issue asks of voile)
+ON_THE_TREE = [
+    ("cold stat", "stat", "stat", FILES, "µs", "<= 2x fuse-overlayfs"),
+    ("negative lookup", "negative", "stat", FILES, "µs", "<= 2x fuse-overlayfs"),
+    ("open+read+close", "readopen", "stat", FILES, "µs", "<= 2x fuse-overlayfs"),
+    ("cold open+read+close", "readopen", "open", FILES, "µs", ""),
+    ("create", "create", "new", FILES, "µs", "< fuse-overlayfs"),
+    ("unlink", "unlink", "new", FILES, "µs", "< fuse-overlayfs"),
+    ("unlink of lower files", "unlink", "open", FILES, "µs", ""),
+    ("readdir of 10,000", "readdir", "list", 1, "ms", "<= 2x fuse-overlayfs"),
+    ("readdir again", "readdir", "list", 1, "ms", ""),
+    ("readdir+stat of 10,000", "readdirstat", "liststat", 1, "ms", ""),
+    ("hot stat", "hotstat", "stat/f00001", 100_000, "µs", "no request"),
+    ("hot open+close", "hotopen", "stat/f00001", 20_000, "µs", "no lookup"),
+    ("seq write 1 GiB", "seqwrite", "big", 1024, "GiB/s", ">= 0.9 of kernel"),
+    ("seq read 1 GiB", "seqread", "big", 1024, "GiB/s", ">= 0.9 of kernel"),
+    ("seq read 1 GiB, lower", "seqread", "lower-big", 1024, "GiB/s", ">= 0.9 of kernel"),
+]
+VOLATILE = [
+    ("fsync, volatile", "fsync", "f", 20_000, "µs", ""),
+    ("fdatasync, volatile", "fdatasync", "f", 20_000, "µs", ""),
+]
+COMPUTING = [
+    ("stat, client computes", "compute-stat", "stat", 2_000, "µs", ""),
+    ("negative, client computes", "compute-negative", "stat", 2_000, "µs", ""),
+]
+# How many nanoseconds make one unit; GiB/s is the other way round.
+UNITS = {"µs": 1e3, "ms": 1e6}
+
+
+NAMES = ("kernel", "fuse-overlayfs", "voile", "voile, cpu_follow=off")
+
+
+class Bench:
+    def __init__(self, filesystems, rounds):
+        self.filesystems, self.rounds = filesystems, rounds
+        self.figures = {}  # (label, system) -> list
+        self.rows = []  # (label, unit, wanted)
+        self.client = filesystems.base / "client"
+        subprocess.run(
+            ["gcc", "-O2", "-Wall", "-o", self.client, ROOT / "benchmarks" / "client.c"], check=True
+        )
+
+    def add(self, label, unit, wanted, system, value):
+        if (label, unit, wanted) not in self.rows:
+            self.rows.append((label, unit, wanted))
+        self.figures.setdefault((label, system), []).append(value)
+
+    def run_client(self, operation, path, count):
+        command = [self.client, operation, path, str(count)]
+        return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+    def measure(self, system, operations, point):
+        for label, operation, path, count, unit, wanted in operations:
+            ns = self.run_client(operation, point / path, count)
+            value = 1e9 / ns / 1024 if unit == "GiB/s" else ns / UNITS[unit]
+            self.add(label, unit, wanted, system.name, value)
+
+    def compare(self, systems, operations, lower, kind, prepare=None):
+        """All rounds of some operations; in each, each system gets a fresh mount."""
+        for number in range(self.rounds):
+            turn = number % len(systems)
+            for system in systems[turn:] + systems[:turn]:
+                base = self.filesystems.directory(kind)
+                point, seconds = system.mount(lower, base / "o")
+                try:
+                    if prepare:
+                        prepare(point)
+                    else:
+                        self.add("exec -> mounted", "ms", "<= 60 ms", system.name, seconds * 1e3)
+                    self.measure(system, operations, point)
+                finally:
+                    system.umount()
+                    shutil.rmtree(base)
+
+    def memory(self, systems, files=200_000):
+        lower = self.filesystems.directory("tmpfs") / "many"
+        for i in range(200):
+            directory = lower / f"d{i:03}"
+            directory.mkdir(parents=True)
+            for j in range(files // 200):
+                os.close(os.open(directory / f"file-{j:05}", os.O_CREAT | os.O_WRONLY))
+        for system in systems:
+            base = self.filesystems.directory("tmpfs")
+            point, _ = system.mount(lower, base / "o")
+            before = system.resident()
+            subprocess.run(["find", point, "-newermt", "2100-01-01"], check=True, stdout=subprocess.DEVNULL)
+            after = system.resident()
+            system.umount()
+            self.add("memory per cached file", "B", "<= 500 B", system.name, (after - before) / files)
+            self.add("memory, base", "MiB", "", system.name, before / (1 << 20))
+
+    def table(self, names):
+        """Markdown."""
+        head = ["operation", "unit", *names, "/ kernel", "/ fuse-overlayfs", "wanted"]
+        lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 3) + "---|"]
+        for label, unit, wanted in self.rows:
+            found = {n: statistics.median(v) for n in names if (v := self.figures.get((label, n)))}
+            cells = [f"{found[n]:.4g}" if n in found else "" for n in names]
+            ours = found.get("voile")
+            ratios = [
+                f"{ours / found[n]:.2f}" if ours and n in found else "" for n in ("kernel", "fuse-overlayfs")
+            ]
+            row = [label, unit, *cells, *ratios, wanted]
+            lines.append("| " + " | ".join(row) + " |")
+        return "\n".join(lines)
+
+
+def make_lower(directory):
+    for name in ("stat", "open", "list", "liststat"):
+        (directory / name).mkdir()
+        for i in range(FILES):
+            (directory / name / f"f{i:05}").write_bytes(b"x" * 100)
+    (directory / "new").mkdir()
+    with open(directory / "lower-big", "wb") as f:
+        for _ in range(1024):
+            f.write(b"l" * (1 << 20))
+    return directory
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--only", choices=["tree", "volatile", "follow", "memory"], action="append", help="not all"
+    )
+    parser.add_argument("--without", action="append", default=[], choices=NAMES[:3])
+    parser.add_argument("--json", type=Path, help="write every figure of every round to this file")
+    arguments = parser.parse_args()
+    ISOLATION.enter()
+    if not ISOLATION.isolated:
+        sys.exit("the benchmarks mount: they need root")
+    wanted = arguments.only or ["tree", "volatile", "follow", "memory"]
+    systems = [Kernel("kernel"), FuseOverlayfs("fuse-overlayfs"), Voile("voile")]
+    systems = [s for s in systems if s.name not in arguments.without]
+    filesystems = Filesystems()
+    try:
+        bench = Bench(filesystems, arguments.rounds)
+        run(bench, filesystems, systems, wanted)
+    finally:
+        filesystems.close()
+    names = [n for n in NAMES if any(n == system for _, system in bench.figures)]
+    print(f"Linux {os.uname().release}, {os.cpu_count()} CPUs, medians of {arguments.rounds} rounds\n")
+    print(bench.table(names))
+    if arguments.json:
+        figures = [{"operation": label, "system": s, "rounds": v} for (label, s), v in bench.figures.items()]
+        arguments.json.write_text(
+            json.dumps({"kernel": os.uname().release, "figures": figures}, indent=1) + "\n"
+        )
+
+
+def run(bench, filesystems, systems, wanted):
+    if "tree" in wanted or "follow" in wanted:
+        lower = make_lower(filesystems.directory("big-tmpfs"))
+    if "tree" in wanted:
+        bench.compare(systems, ON_THE_TREE, lower, "big-tmpfs")
+    if "volatile" in wanted:
+        small = filesystems.directory("ext4")
+        both = [type(s)(s.name, "volatile") for s in systems]
+        bench.compare(both, VOLATILE, small, "ext4", lambda point: (point / "f").write_bytes(b"x" * 4096))
+    if "follow" in wanted:
+        if any(s.name == "voile" for s in systems):
+            systems = [*systems, Voile("voile, cpu_follow=off", "cpu_follow=off")]
+        bench.compare(systems, COMPUTING, lower, "big-tmpfs", lambda point: None)
+    if "memory" in wanted:
+        bench.memory([s for s in systems if s.name in ("fuse-overlayfs", "voile")])
+
+
+main()

@@ -1,0 +1,78 @@
+"""The overlays that are compared, behind one interface: mount, unmount, the daemon's memory."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class System:
+    """One overlay program. `volatile`: with its volatile option; `options`: more options."""
+
+    def __init__(self, name, options=""):
+        self.name, self.options = name, options
+        self.pid = None
+
+    def command(self, data, point):
+        raise NotImplementedError
+
+    def mount(self, lower, base):
+        """Mount below the new directory `base` with a new upper; the mount point and how long it took."""
+        self.base = Path(base)
+        for part in ("up", "wk", "mnt"):
+            (self.base / part).mkdir(parents=True)
+        self.point = self.base / "mnt"
+        data = f"lowerdir={lower},upperdir={self.base}/up,workdir={self.base}/wk"
+        command = self.command(",".join(filter(None, [data, self.options])), str(self.point))
+        before = set(_children())
+        start = time.perf_counter()
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        seconds = time.perf_counter() - start
+        if done.returncode:
+            raise RuntimeError(f"{self.name}: {done.stderr}")
+        new = [pid for pid in _children() if pid not in before]
+        self.pid = max(new, default=None)
+        return self.point, seconds
+
+    def umount(self):
+        subprocess.run(["umount", str(self.point)], check=True)
+        deadline = time.monotonic() + 10
+        while self.pid and os.path.exists(f"/proc/{self.pid}") and time.monotonic() < deadline:
+            time.sleep(0.005)
+
+    def resident(self):
+        """Resident bytes of the daemon (private memory and what it shares with nobody)."""
+        with open(f"/proc/{self.pid}/smaps_rollup") as f:
+            for line in f:
+                if line.startswith("Rss:"):
+                    return int(line.split()[1]) * 1024
+        raise RuntimeError("no Rss")
+
+
+def _children():
+    """Daemons that live in our mount namespace."""
+    own = os.readlink("/proc/self/ns/mnt")
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid():
+            try:
+                if os.readlink(f"/proc/{entry}/ns/mnt") == own:
+                    yield int(entry)
+            except OSError:
+                pass
+
+
+class Kernel(System):
+    def command(self, data, point):
+        return ["mount", "-i", "-t", "overlay", "overlay", "-o", data, point]
+
+
+class FuseOverlayfs(System):
+    def command(self, data, point):
+        return ["fuse-overlayfs", "-o", data, point]
+
+
+class Voile(System):
+    def command(self, data, point):
+        return [str(ROOT / "voile"), "mount", "-o", data, point]
