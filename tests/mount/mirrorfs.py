@@ -19,6 +19,7 @@ from voile.fuse.workers import WorkerPool
 from voile.linux import files, loop
 
 IOCTL_ECHO = 0xC0107601  # _IOWR('v', 1, 16 bytes)
+IOCTL_WAIT = 0x7602  # _IO('v', 2): not answered until its caller is interrupted
 VALID = 1 << 40
 
 
@@ -209,12 +210,18 @@ class MirrorFS(Operations):
 
     def ioctl(self, req, fh, flags, cmd, arg, data, out_size):
         self.log("ioctl", hex(cmd), flags, data, out_size)
+        if cmd == IOCTL_WAIT:
+            return DEFERRED
         if cmd != IOCTL_ECHO:
             raise OSError(errno.ENOTTY, "unknown ioctl")
         return data[::-1]
 
+    def interrupt(self, unique):
+        self.log("interrupt", unique)
+        self.session.fail(unique, errno.EINTR)
+
     def access(self, req, mask):
-        raise OSError(errno.EACCES, "default_permissions was asked for")
+        self.log("access", mask)
 
     def statfs(self, req):
         return replies.statfs_out(os.statvfs(self.root))
@@ -262,7 +269,8 @@ class MirrorFS(Operations):
 class Mirror:
     """A mounted MirrorFS: *point* shows *root*."""
 
-    def __init__(self, root, point, *, fuseblk=False, wanted=None, **switches):
+    def __init__(self, root, point, *, fuseblk=False, wanted=None, checks_itself=False, **switches):
+        self._checks_itself = checks_itself
         self.root, self.point = os.fsencode(root), os.fsencode(point)
         self.log = os.memfd_create("calls")
         self._read = 0

@@ -93,17 +93,18 @@ class Run:
                 os.chdir(here)
             return {**os.environb, b"VOILE_SANDBOX": sandbox.name}
 
-        complaint = None
         try:
             status = child.run(command, prepare)
-        except child.ExecError as error:
-            complaint, status = str(error), error.status
-        except OSError as error:
-            complaint, status = f"{os.fsdecode(here)}: {error.strerror}", OWN_FAILURE
+        except (child.ExecError, OSError) as error:
+            # Nothing ran, nothing is worth keeping.
+            self._leave(home)
+            self._store.remove(sandbox)
+            if isinstance(error, OSError):
+                raise RunError(f"{os.fsdecode(here)}: {error.strerror}") from None
+            _say(str(error))
+            return error.status
         state = self._ask()
         still_used = self._leave(home)
-        if complaint is not None:
-            _say(complaint)
         sandbox.write_meta({**meta, "ended": _now(), "exit_status": status, "verdict": _verdict(state)})
         return self._report(sandbox, state, still_used, status)
 

@@ -34,9 +34,7 @@ class OverlayOperations(NameOperations, FileOperations, DirOperations):
     def ioctl(
         self, req: Request, fh: int, flags: int, cmd: int, arg: int, data: bytes, out_size: int
     ) -> bytes:
-        from voile.fuse import replies
-
-        return replies.ioctl_out(self.control.handle(req.uid, cmd, data))
+        return self.control.handle(req.uid, cmd, data)
 
     def status(self) -> dict[str, Any]:
         """What `voile status` shows, but for the mount point, which only the asker knows."""
