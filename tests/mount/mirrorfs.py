@@ -297,7 +297,7 @@ class Mirror:
             "source": b"mirror",
             "subtype": b"mirror",
             "allow_other": True,
-            "default_permissions": True,
+            "default_permissions": not self._checks_itself,
         }
         if fuseblk:
             device, holder = loop.attach_memfd(b"mirror", 0)

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from mount.mirrorfs import IOCTL_ECHO, Mirror
+from mount.mirrorfs import IOCTL_ECHO, IOCTL_WAIT, Mirror
 
 from support import mountinfo
 from voile.fuse import abi, mountpoint
@@ -321,6 +321,19 @@ def test_interrupted_caller(mirror):
         child.kill()
         child.wait()
     assert Path(one.path("f")).read_bytes() == b"x" * 100
+
+
+def test_interrupt_reaches_the_operations(mirror):
+    """A signal to a caller whose request is held back: INTERRUPT, and its answer lets the caller go."""
+    one = mirror()
+    pid = os.fork()
+    if pid == 0:
+        fcntl.ioctl(os.open(one.path(), os.O_RDONLY), IOCTL_WAIT)
+    while ("ioctl", hex(IOCTL_WAIT), abi.IOCTL_DIR, b"", 0) not in one.calls():
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert "interrupt" in names(one.calls())
 
 
 def test_destroy_is_called_before_umount_returns(mirror, scratch, tmp_path):
