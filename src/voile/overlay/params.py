@@ -40,7 +40,7 @@ class UsageError(Exception):
 class Params:
     """What a mount was asked to be.
 
-    Attributes (paths are as the user gave them, possibly relative to the current directory):
+    Attributes (paths are as the user gave them until `check`, absolute afterwards):
 
     lowerdir            lower layers, top first
     upperdir, workdir   None on a read-only mount
@@ -102,6 +102,7 @@ class Params:
                 self.fsync = "auto"
         elif self.workdir is None:
             raise UsageError("option 'workdir' is missing (upperdir needs one on the same file system)")
+        self._make_absolute()
         if self.userxattr:
             # user.* xattrs can be set by anybody who may write a layer: never follow those redirects.
             if self.redirect_dir in ("on", "follow"):
@@ -111,6 +112,15 @@ class Params:
             # CONFIG_OVERLAY_FS_REDIRECT_ALWAYS_FOLLOW is the kernel's default: off still follows.
             self.redirect_dir = "follow"
         return self
+
+    def _make_absolute(self) -> None:
+        # The daemon changes to "/", and `voile status` shows these. Not normalised: "a/.." may follow a symlink.
+        here = os.getcwdb()
+        self.lowerdir = [os.path.join(here, path) for path in self.lowerdir]
+        if self.upperdir is not None:
+            self.upperdir = os.path.join(here, self.upperdir)
+        if self.workdir is not None:
+            self.workdir = os.path.join(here, self.workdir)
 
 
 def _text(raw: bytes) -> str:
