@@ -54,6 +54,7 @@ def serve(
     unmount (lazily).  With `debug`, each request and reply is a line on stderr.
     Raises OSError or overlay.super.MountError when it cannot be mounted; nothing is left behind then.
     """
+    from voile.fuse import passthrough
     from voile.fuse.session import Config, Session
     from voile.fuse.workers import WorkerPool
     from voile.overlay.super import Overlay
@@ -73,6 +74,8 @@ def serve(
             pool = WorkerPool()
             operations.attach(session, pool)
             session.handshake()
+            if operations.passthrough and not passthrough.permitted(fd):
+                operations.use_passthrough(False)
             if mounted is not None:
                 mounted()
             _record(overlay, target)
