@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import EINVAL, ENODATA, EOPNOTSUPP
+from errno import EINVAL, ENODATA, EOPNOTSUPP, EPERM
 
 from voile.linux import files
 from voile.overlay import xattrs
@@ -92,7 +92,8 @@ def drop_privileges(ofs: Overlay, node: Node) -> None:
     try:
         os.removexattr(path, xattrs.CAPABILITY, follow_symlinks=follow)
     except OSError as exc:
-        if exc.errno not in (ENODATA, EOPNOTSUPP):
+        # EPERM, whether there are any or not: we are an ordinary user, and the write itself removes them.
+        if exc.errno not in (ENODATA, EOPNOTSUPP, EPERM):
             raise
 
 
