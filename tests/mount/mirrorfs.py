@@ -269,8 +269,10 @@ class MirrorFS(Operations):
 class Mirror:
     """A mounted MirrorFS: *point* shows *root*."""
 
-    def __init__(self, root, point, *, fuseblk=False, wanted=None, checks_itself=False, **switches):
-        self._checks_itself = checks_itself
+    def __init__(
+        self, root, point, *, fuseblk=False, wanted=None, checks_itself=False, helper=False, **switches
+    ):
+        self._checks_itself, self._helper = checks_itself, helper
         self.root, self.point = os.fsencode(root), os.fsencode(point)
         self.log = os.memfd_create("calls")
         self._read = 0
@@ -292,19 +294,7 @@ class Mirror:
         assert self.type, "the mount failed"
 
     def _serve(self, fuseblk, wanted, switches, tell):
-        fd = mountpoint.open_device()
-        options = {
-            "source": b"mirror",
-            "subtype": b"mirror",
-            "allow_other": True,
-            "default_permissions": not self._checks_itself,
-        }
-        if fuseblk:
-            device, holder = loop.attach_memfd(b"mirror", 0)
-            kind = mountpoint.mount(fd, self.point, block_device=device, **options)
-            os.close(holder)
-        else:
-            kind = mountpoint.mount(fd, self.point, **options)
+        fd, kind = self._mount(fuseblk)
         operations = MirrorFS(self.root, self.log, switches)
         config = Config() if wanted is None else Config(wanted)
         session = operations.session = Session(fd, operations, config)
@@ -315,6 +305,19 @@ class Mirror:
         os.write(tell, kind.encode())
         os.close(tell)
         device.run()
+
+    def _mount(self, fuseblk):
+        if self._helper:
+            return mountpoint.via_fusermount3(self.point, [b"fsname=mirror", b"subtype=mirror"]), "fuse"
+        fd = mountpoint.open_device()
+        options = {"source": b"mirror", "subtype": b"mirror", "allow_other": os.getuid() == 0}
+        options["default_permissions"] = not self._checks_itself
+        if not fuseblk:
+            return fd, mountpoint.mount(fd, self.point, **options)
+        device, holder = loop.attach_memfd(b"mirror", 0)
+        kind = mountpoint.mount(fd, self.point, block_device=device, **options)
+        os.close(holder)
+        return fd, kind
 
     def calls(self):
         """What reached the file system since the last time: a list of tuples."""

@@ -1,5 +1,6 @@
 """The protocol on real mounts: every operation, both mount types, sync errors, and failures of ours."""
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -8,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -16,9 +18,11 @@ import pytest
 from mount.mirrorfs import IOCTL_ECHO, IOCTL_WAIT, Mirror
 
 from support import mountinfo
+from support.users import NOBODY, USER, ChildFailed
 from voile.fuse import abi, mountpoint
-from voile.linux import files
+from voile.linux import files, namespaces
 
+PR_SET_DUMPABLE = 4
 EXAMPLE = Path(__file__).parents[2] / "examples" / "memfs.py"
 
 
@@ -413,3 +417,36 @@ def test_validity_is_honoured(mirror):
     os.stat(one.path("f"))
     Path(one.root.decode(), "f").write_bytes(b"changed behind the mount")
     assert os.stat(one.path("f")).st_size == 0
+
+
+def mirror_as_user(**switches):
+    """An ordinary user's mirror: (type shown, what arrived in its directory, owner of the new file)."""
+    with tempfile.TemporaryDirectory() as root, tempfile.TemporaryDirectory() as point:
+        one = Mirror(root, point, **switches)
+        try:
+            Path(one.path("f")).write_bytes(b"mine")
+            shown = next(m for m in mountinfo.mounts() if m.point == point)
+            return shown.fstype, Path(root, "f").read_bytes(), os.stat(one.path("f")).st_uid
+        finally:
+            one.close()
+
+
+def test_ordinary_user_through_the_helper(as_user):
+    seen = as_user(lambda: mirror_as_user(helper=True), fuse=True, uid=NOBODY)  # it wants a user with a name
+    assert seen == ("fuse.mirror", b"mine", NOBODY)
+
+
+def test_user_namespace(as_user):
+    """mount(2) is allowed to the owner of a user namespace; passthrough is not, and says EPERM."""
+
+    def body(**switches):
+        ctypes.CDLL(None).prctl(
+            PR_SET_DUMPABLE, 1
+        )  # lost with the change of user: /proc/self would be root's
+        namespaces.unshare(namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWNS)
+        namespaces.write_id_maps("self", [(USER, USER, 1)], [(USER, USER, 1)])
+        return mirror_as_user(**switches)
+
+    assert as_user(body, fuse=True) == ("fuse.mirror", b"mine", USER)
+    with pytest.raises(ChildFailed, match="Operation not permitted"):
+        as_user(lambda: body(passthrough=True), fuse=True)

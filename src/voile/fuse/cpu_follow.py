@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 
-_FIELD = 36  # `processor` is field 39 of /proc/PID/stat (proc_pid_stat(5)); the split below begins at field 3
+from voile.linux.process import cpu_in_stat
+
 _PATIENCE = 3
 _MAX_OPEN = 8
 
@@ -50,9 +51,7 @@ class CpuFollow:
                 if len(self._stats) >= _MAX_OPEN:
                     self._drop(next(iter(self._stats)))
                 self._stats[pid] = fd
-            stat = os.pread(fd, 1024, 0)
-            # The command name, field 2, may contain anything, ")" and blanks included.
-            return int(stat[stat.rindex(b")") + 2 :].split(b" ", _FIELD + 1)[_FIELD])
+            return cpu_in_stat(os.pread(fd, 1024, 0))
         except (OSError, ValueError, IndexError):  # gone (ESRCH), or not visible from here
             self._drop(pid)
             return -1

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # ENODEV: unmounted. ECONNABORTED: aborted through fusectl (ABORT_ERROR).
 _ENDED = frozenset((errno.ENODEV, errno.ECONNABORTED))
-# ENOENT: the request was withdrawn while being read (fs/fuse/dev.c). EIO likewise, when it did not fit.
+# ENOENT: the request was withdrawn while being read (fs/fuse/dev.c fuse_dev_do_read).
 _AGAIN = frozenset((errno.EAGAIN, errno.EINTR, errno.ENOENT))
 _BETWEEN_CPU_CHECKS = range(16)
 

@@ -116,7 +116,7 @@ class Operations:
         _missing()
 
     def access(self, req: Request, mask: int) -> Done:
-        """→ None. Not sent with default_permissions or POSIX_ACL (which implies it). ENOSYS: allowed, never asked again."""
+        """→ None. Not sent with default_permissions, which POSIX_ACL implies. ENOSYS: allowed, for ever."""
         _missing()
 
     def statfs(self, req: Request) -> Body:
