@@ -104,7 +104,9 @@ class VoileOverlay:
                 self.close()
                 raise VoileError(None, "not mounted in time: " + self.output())
             time.sleep(0.002)
-        ISOLATION.note_loop(mountinfo.at(self.point).source)
+        major, minor = mountinfo.at(self.point).device.split(":")
+        if major == "7":  # fuseblk; its source shows what the user called it
+            ISOLATION.note_loop(f"/dev/loop{minor}")
         return self.point
 
     @property

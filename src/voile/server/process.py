@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 
 from voile.fuse import mountpoint
-from voile.linux import creds
-from voile.linux import mount as linux_mount
+from voile.server.connect import connect
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,22 +20,6 @@ if TYPE_CHECKING:
     from voile.fuse.workers import WorkerPool
     from voile.overlay.params import Params
     from voile.overlay.super import Overlay
-
-# The first kernel that sends FUSE_SYNCFS to a plain fuseblk mount (fs/fuse/inode.c, fuse_fill_super_common).
-_FUSEBLK_SYNCFS = (6, 18)
-
-_FLAG_NAMES = (
-    (linux_mount.MS_NOEXEC, b"noexec"),
-    (linux_mount.MS_SYNCHRONOUS, b"sync"),
-    (linux_mount.MS_DIRSYNC, b"dirsync"),
-    (linux_mount.MS_NOATIME, b"noatime"),
-    (linux_mount.MS_NODIRATIME, b"nodiratime"),
-    (linux_mount.MS_RELATIME, b"relatime"),
-    (linux_mount.MS_STRICTATIME, b"strictatime"),
-    (linux_mount.MS_LAZYTIME, b"lazytime"),
-    (linux_mount.MS_NOSYMFOLLOW, b"nosymfollow"),
-)
-
 
 def serve(
     params: Params,
@@ -65,7 +48,7 @@ def serve(
     try:
         for warning in overlay.warnings:
             _say(f"warning: {warning}")
-        fd, kind = _connect(params, target, before_mount)
+        fd, kind = connect(params, target, overlay.workdir_fd, before_mount)
         try:
             overlay.activate()
             operations = OverlayOperations(overlay, params)
@@ -172,20 +155,6 @@ def _check_target(target: bytes) -> bytes:
     return os.path.realpath(target)
 
 
-def _connect(params: Params, target: bytes, before_mount: Callable[[], None] | None) -> tuple[int, str]:
-    """Mount; return the device, and the kind of mount: "fuse" or "fuseblk"."""
-    if not creds.has_cap(creds.CAP_SYS_ADMIN):
-        return mountpoint.via_fusermount3(target, _helper_options(params)), "fuse"
-    fd = mountpoint.open_device()
-    try:
-        if before_mount is not None:
-            before_mount()
-        return fd, _mount(fd, params, target)
-    except BaseException:
-        os.close(fd)
-        raise
-
-
 def _record(overlay: Overlay, target: bytes) -> None:
     """Tell later mounts of the same directories who has them, if the mount can be seen from here."""
     from voile.linux import mountinfo
@@ -193,55 +162,6 @@ def _record(overlay: Overlay, target: bytes) -> None:
     found = [mount for mount in mountinfo.read() if mount.mountpoint == target]
     if found:
         overlay.mounted(found[-1].major, found[-1].minor)
-
-
-def _mount(fd: int, params: Params, target: bytes) -> str:
-    flags = params.ms_flags | (linux_mount.MS_RDONLY if params.readonly else 0)
-
-    def attempt(source: bytes, block_device: bytes | None) -> str:
-        return mountpoint.mount(
-            fd,
-            target,
-            source=source,
-            subtype=params.subtype,
-            ms_flags=flags,
-            # As on kernel overlayfs, everybody sees the mount and the kernel checks what they may do.
-            allow_other=True,
-            default_permissions=True,
-            block_device=block_device,
-        )
-
-    if params.fuseblk and not params.readonly and _fuseblk_helps():
-        from voile.linux import loop
-
-        try:
-            path, device = loop.attach_memfd(params.source)
-        except OSError:
-            pass  # no loop devices here: syncfs(2) on the mount will then not be asked of us
-        else:
-            try:
-                return attempt(params.source, path)
-            except PermissionError:
-                pass  # root of a container: not in the initial user namespace
-            finally:
-                os.close(device)
-    return attempt(params.source, None)
-
-
-def _fuseblk_helps() -> bool:
-    major, minor, *_ = os.uname().release.replace("-", ".").split(".")
-    return os.geteuid() == 0 and (int(major), int(minor)) >= _FUSEBLK_SYNCFS
-
-
-def _helper_options(params: Params) -> list[bytes]:
-    options = [b"fsname=" + params.source, b"subtype=" + params.subtype, b"default_permissions"]
-    if params.allow_other:
-        options.append(b"allow_other")
-    if params.readonly:
-        options.append(b"ro")
-    # It always sets nosuid and nodev.
-    options += [name for flag, name in _FLAG_NAMES if params.ms_flags & flag]
-    return options
 
 
 def _unmount_quietly(target: bytes) -> None:
