@@ -1,6 +1,7 @@
 """One run of the tests lives in one private mount namespace; what it leaves behind fails it."""
 
 import os
+import shutil
 
 import pytest
 
@@ -58,11 +59,17 @@ def scratch_on(filesystems):
 def layers(filesystems):
     """layers(lowers=1, upper=True, on="ext4", lowers_on=None) -> Layers: empty directories of an overlay."""
 
-    def make(lowers=1, upper=True, on="ext4", lowers_on=None):
-        lower_base = filesystems.directory(lowers_on) if lowers_on else None
-        return Layers(filesystems.directory(on), lowers, upper, lower_base)
+    made = []
 
-    return make
+    def make(lowers=1, upper=True, on="ext4", lowers_on=None):
+        made.append(filesystems.directory(on))
+        if lowers_on:
+            made.append(filesystems.directory(lowers_on))
+        return Layers(made[-2] if lowers_on else made[-1], lowers, upper, made[-1] if lowers_on else None)
+
+    yield make
+    for directory in made:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _factory(cls):
@@ -78,13 +85,13 @@ def _factory(cls):
 
 
 @pytest.fixture
-def kernel_overlay(isolated):
+def kernel_overlay(layers):
     """kernel_overlay(layers) -> .mount(*options) -> mount point, .umount()"""
     yield from _factory(KernelOverlay)
 
 
 @pytest.fixture
-def voile_overlay(isolated):
+def voile_overlay(layers):
     """voile_overlay(layers) -> .mount(*options) -> mount point, .umount(), .pid, .output(), .kill()"""
     if reason := voile_missing():
         pytest.skip(reason)

@@ -230,6 +230,8 @@ class CopyUp:
         self.temp = b""
         if isinstance(node, Dir):
             node.upper = RealDir(ofs.upper_layer, parent.upper, node.name)
+            # It is a merged directory from now on, and shows another link count.
+            ofs.changed(node)
         else:
             node.real = parent.upper
             self._settle_ino(node)

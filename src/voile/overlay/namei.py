@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import EIO, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM
+from errno import EIO, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM
 
+from voile.linux import files
 from voile.overlay import origin, whiteout, xattrs
+from voile.overlay.copy_up import set_impure
 from voile.overlay.inode import Dir, Node
 from voile.overlay.layers import DIR_FLAGS, RealDir
 
@@ -134,7 +136,7 @@ def upper_ino(ofs: Overlay, path: bytes, st: os.stat_result, ino: int) -> int:
 class _Search:
     """The search for all directories that are merged under one name."""
 
-    __slots__ = ("ofs", "parent", "name", "look", "stop", "redirect", "impure")
+    __slots__ = ("ofs", "parent", "name", "look", "stop", "redirect", "impure", "origin")
 
     def __init__(self, ofs: Overlay, parent: Dir, name: bytes) -> None:
         self.ofs = ofs
@@ -145,6 +147,7 @@ class _Search:
         self.stop = False
         self.redirect: bytes | None = None
         self.impure = False
+        self.origin = False
 
     def directory(self, position: int, st: os.stat_result) -> tuple[Node, os.stat_result]:
         """Collects the stack; the topmost directory is in the parent's `position`."""
@@ -154,7 +157,7 @@ class _Search:
         upper = top if top.layer.index == 0 else None
         lowers = [] if upper is not None else [top]
         self._attributes(top, reals[position + 1 :], b"", b"")
-        upper_redirect, upper_impure = self.redirect, self.impure
+        upper_redirect, upper_impure, upper_origin = self.redirect, self.impure, self.origin
         below = reals[position + 1 :]
         if upper_redirect is not None and upper_redirect[:1] == b"/":
             below = self._roots(top)
@@ -178,6 +181,9 @@ class _Search:
         node = Dir(self.parent, self.name, upper, tuple(lowers), ino)
         if upper is not None:
             node.redirect, node.impure = upper_redirect, upper_impure
+            if lowers and not upper_origin and ofs.writable:
+                _fix_origin(ofs, upper, lowers[0])
+                set_impure(ofs, self.parent)
         return node, st
 
     def _roots(self, above: RealDir) -> list[RealDir]:
@@ -238,6 +244,8 @@ class _Search:
                 real.xwhiteouts = True
         if names.impure in present:
             self.impure = True
+        if names.origin in present:
+            self.origin = True
         if names.redirect in present and not self.stop:
             value = xattrs.get(path, names.redirect)
             if value:
@@ -248,6 +256,21 @@ class _Search:
                 parts = [value] if absolute else [prefix, value]
                 self.look = b"/".join(part for part in (*parts, post) if part)
                 self.redirect = value
+
+
+def _fix_origin(ofs: Overlay, upper: RealDir, lower: RealDir) -> None:
+    """Stores the origin of a merged directory that has none, as `ovl_fix_origin` does.
+
+    Somebody else made the upper directory: an image layer, or a mkdir below the mount.
+    Its st_ino is the lower one's, and only the origin tells others (tools, an upper that
+    becomes a lower) so.
+    """
+    value = origin.encode(lower.layer, ofs.fds.fd(lower), b"", files.AT_EMPTY_PATH)
+    try:
+        os.setxattr(xattrs.proc_fd(ofs.fds.fd(upper)), ofs.names.origin, value)
+    except OSError as exc:
+        if exc.errno not in (EOPNOTSUPP, EPERM):
+            raise
 
 
 def _check_redirect(value: bytes) -> None:

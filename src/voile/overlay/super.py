@@ -173,8 +173,9 @@ class Overlay:
     def _make_root(self) -> None:
         upper = self.upper_layer.root if self.upper_fd >= 0 else None
         lowers = tuple(layer.root for layer in self.lowers)
-        # The root shows the top lower directory's number, as every merged directory.
-        ino = self.map_ino(lowers[0].layer, os.fstat(lowers[0].fd).st_ino)
+        # Unlike every other merged directory the root shows its upper's number (ovl_get_root).
+        top = upper if upper is not None else lowers[0]
+        ino = self.map_ino(top.layer, os.fstat(top.fd).st_ino)
         self.root = Dir(None, b"", upper, lowers, ino)
         for real in self.root.reals:
             path = xattrs.proc_fd(real.fd)
