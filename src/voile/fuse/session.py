@@ -109,10 +109,11 @@ class Session:
             if exc.errno not in _NOBODY_WAITS:
                 raise
 
-    # Notifications. The kernel works on them inside our write(2): it takes the directory's lock (fs/fuse/dir.c
-    # fuse_reverse_inval_entry) or waits for pages. Whoever holds these may be waiting for an answer of ours, so
-    # send one from a thread of `WorkerPool`, or where no request on that node can be unanswered. Attributes
-    # alone (`notify_inval_inode` with a negative *off*) need no lock and may be dropped from the loop.
+    # Notifications. The kernel works on them inside our write(2): it takes the directory's lock
+    # (fs/fuse/dir.c fuse_reverse_inval_entry) or waits for pages. Whoever holds these may be waiting for an
+    # answer of ours, so send one from a thread of `WorkerPool`, or where no request on that node can be
+    # unanswered. Attributes alone (`notify_inval_inode` with a negative *off*) need no lock and may be
+    # dropped from the loop.
 
     def notify_inval_inode(self, nodeid: int, off: int = 0, length: int = 0) -> bool:
         """Drop cached attributes, and cached data from *off* (negative: attributes only; *length* 0: to the
