@@ -105,7 +105,12 @@ class Run:
             return error.status
         state = self._ask()
         still_used = self._leave(home)
-        sandbox.write_meta({**meta, "ended": _now(), "exit_status": status, "verdict": _verdict(state)})
+        verdict = "unknown" if state is None else state["state"]
+        try:
+            sandbox.write_meta({**meta, "ended": _now(), "exit_status": status, "verdict": verdict})
+        except OSError as error:
+            # A file system that fails may well be read-only by now: the verdict below matters more.
+            _say(f"{os.fsdecode(sandbox.path)}: the result cannot be recorded ({error.strerror})")
         return self._report(sandbox, state, still_used, status)
 
     def _mount(self, sandbox: Sandbox) -> world.Place:
@@ -185,10 +190,6 @@ class Run:
         if status == 0 and state is not None and state["state"] == "failed":
             return FAILED_UPPER
         return status
-
-
-def _verdict(state: dict[str, Any] | None) -> str:
-    return "unknown" if state is None else str(state["state"])
 
 
 def _verdict_text(state: dict[str, Any] | None) -> str:

@@ -92,8 +92,8 @@ def _mount_block(fd: int, params: Params, target: bytes, workdir_fd: int) -> str
 def _mount_named(fd: int, params: Params, target: bytes, workdir_fd: int, device: bytes) -> str:
     """Mount the block device `device` so that mountinfo shows `params.source` as its source.
 
-    `mount -a` compares the two, and would mount a second time.  The kernel shows the path that it was given: so
-    it gets a relative one, of a symlink in a scratch directory.
+    `mount -a` compares the two, and would mount a second time.  The kernel shows the path that it was given:
+    so it gets a relative one, of a symlink in a scratch directory.
     """
     name = params.source
     if b"/" in name or name in (b"", b".", b"..") or len(name) > 255:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 
 from voile.fuse import mountpoint
+from voile.linux import files
 from voile.server.connect import connect
 
 TYPE_CHECKING = False
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from voile.fuse.workers import WorkerPool
     from voile.overlay.params import Params
     from voile.overlay.super import Overlay
+
+_FUSE_SUPER_MAGIC = 0x65735546  # <linux/magic.h>
+
 
 def serve(
     params: Params,
@@ -57,7 +61,7 @@ def serve(
             pool = WorkerPool()
             operations.attach(session, pool)
             session.handshake()
-            if operations.passthrough and not passthrough.permitted(fd):
+            if operations.passthrough and not (passthrough.permitted(fd) and _can_be_backing(overlay)):
                 operations.use_passthrough(False)
             if mounted is not None:
                 mounted()
@@ -75,6 +79,15 @@ def serve(
     finally:
         os.close(fd)
         overlay.close()
+
+
+def _can_be_backing(overlay: Overlay) -> bool:
+    """Whether files of the layers can be read through: not those of a FUSE mount with passthrough of its own.
+
+    Such a mount counts as stacked as deep as it may itself stack, and the kernel allows two levels in all
+    (ELOOP at each open otherwise).
+    """
+    return all(files.statfs_type(each.fd) != _FUSE_SUPER_MAGIC for each in overlay.filesystems.values())
 
 
 def to_background(inherited: frozenset[int]) -> None:
