@@ -309,3 +309,16 @@ def test_failed_upper(isolated, filesystems, scratch):
                 time.sleep(0.05)
     finally:
         subprocess.run(["umount", small], check=True)
+
+
+@pytest.mark.parametrize("place", ["root"], indirect=True)
+def test_other_file_systems_below_are_named(place):
+    subprocess.run(["mount", "-t", "tmpfs", "none", place.tree / "sub"], check=True)
+    try:
+        (place.tree / "sub" / "elsewhere").write_text("")
+        done = place.run("ls sub; echo x >sub/new")
+        assert done.stdout == ""
+        assert f"voile: note: '{place.tree}/sub' is another file system" in done.stderr
+        assert os.listdir(place.tree / "sub") == ["elsewhere"]
+    finally:
+        subprocess.run(["umount", place.tree / "sub"], check=True)

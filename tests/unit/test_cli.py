@@ -89,6 +89,7 @@ def test_version_and_general_help(capfd):
         (["run", "--nam", "x", "true"], 125, "unknown option '--nam'"),
         (["run", "-o", "bogus", "true"], 125, "unknown option 'bogus'"),
         (["run", "-o", "upperdir=/x", "true"], 125, "chosen by run"),
+        (["run", "-o", "fsync=strict", "true"], 125, "always volatile"),
         (["run", "--lower", "/nowhere", "true"], 125, "/nowhere: No such file"),
         (["run", "--lower", "/etc/passwd", "true"], 125, "/etc/passwd: Not a directory"),
         (["run", "--lower", "/", "true"], 125, "'/' cannot be overlaid"),

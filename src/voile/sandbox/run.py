@@ -62,6 +62,8 @@ class Run:
             raise RunError("'/' cannot be overlaid (/proc, /dev and other mounts are below it)")
         if params.lowerdir or params.upperdir or params.workdir:
             raise UsageError("lowerdir, upperdir and workdir are chosen by run; use --lower")
+        if params.fsync == "strict":
+            raise UsageError("conflicting options: run is always volatile, and fsync=strict")
         state = os.path.realpath(store.path)
         if (self._lower + b"/").startswith(state + b"/"):
             raise RunError(f"'{os.fsdecode(self._lower)}' lies in the state directory")
@@ -125,6 +127,7 @@ class Run:
         if not params.redirect_dir and not params.userxattr:
             params.redirect_dir = "on"  # the upper is ours and new: renaming directories needs no EXDEV
         params.check()
+        self._note_other_mounts()
         if not world.privileged():
             world.leave_user_namespace()
         home = world.Place()
@@ -146,6 +149,15 @@ class Run:
             os.waitpid(self._daemon, 0)
             raise RunError(os.fsdecode(answer) or "the daemon ended before it could mount")
         return home
+
+    def _note_other_mounts(self) -> None:
+        """An overlay shows one file system: say what the command will miss."""
+        from voile.linux import mountinfo
+
+        below = self._lower + b"/"
+        for point in sorted({mount.mountpoint for mount in mountinfo.read()}):
+            if point.startswith(below):
+                _say(f"note: '{os.fsdecode(point)}' is another file system and does not show in the sandbox")
 
     def _ask(self) -> dict[str, Any] | None:
         try:
