@@ -15,7 +15,13 @@ def _xattrs(path):
         names = os.listxattr(path, follow_symlinks=False)
     except OSError:
         return {}
-    return {n: os.getxattr(path, n, follow_symlinks=False) for n in sorted(names)}
+    found = {}
+    for name in sorted(names):
+        try:
+            found[name] = os.getxattr(path, name, follow_symlinks=False)
+        except OSError as e:
+            found[name] = errno.errorcode[e.errno]
+    return found
 
 
 def _content(path, st):
@@ -87,6 +93,7 @@ def raw(root, origins=None, times=True):
             entry["xattrs"] = {k: _overlay_value(k, v, origins) for k, v in _xattrs(path).items()}
             # Random, and written by the kernel only (uuid=auto): nothing that has to be alike.
             entry["xattrs"].pop("trusted.overlay.uuid", None)
+            entry["xattrs"].pop("user.overlay.uuid", None)
             if times:
                 entry["ctime"] = when(st.st_ctime_ns)
             found[relative] = entry

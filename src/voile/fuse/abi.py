@@ -232,7 +232,7 @@ FALLOCATE_IN = Struct("=3QI4x")
 IN_HEADER = Struct("=2I2Q3IH2x")
 OUT_HEADER = Struct("=IiQ")
 DIRENT = Struct("=2Q2I")
-LSEEK_IN = Struct("=2QI4x")
+LSEEK_IN = Struct("=QqI4x")  # the offset is an loff_t
 LSEEK_OUT = Struct("=Q")
 COPY_FILE_RANGE_IN = Struct("=7Q")
 COPY_FILE_RANGE_OUT = Struct("=Q")

@@ -89,10 +89,14 @@ def drop_privileges(ofs: Overlay, node: Node) -> None:
     if mode != st.st_mode:
         chmod(ofs, node, mode)
     path, follow = proc_path(ofs, node)
+    if xattrs.get(path, xattrs.CAPABILITY, follow) is None:
+        return
+    copy_up(ofs, node)
+    path, follow = proc_path(ofs, node)
     try:
         os.removexattr(path, xattrs.CAPABILITY, follow_symlinks=follow)
     except OSError as exc:
-        # EPERM, whether there are any or not: we are an ordinary user, and the write itself removes them.
+        # EPERM: we are an ordinary user, and the write itself removes them.
         if exc.errno not in (ENODATA, EOPNOTSUPP, EPERM):
             raise
 

@@ -190,7 +190,7 @@ def _make(
         if not whiteout.is_whiteout(st):
             raise
         return _make_over_whiteout(ofs, parent, name, caller, make, is_dir)
-    if is_dir and parent.lowers:
+    if is_dir and parent.lowers and not ofs.lowers_may_change:
         # Nothing lies below; saying so saves later lookups (ovl_create_upper: "just an optimization").
         try:
             set_opaque(ofs, fd, name)

@@ -157,11 +157,14 @@ def private_tree(place: Place, readonly: bool) -> int:
     As clone_private_mount() in the kernel: a lower layer cannot be written to through it,
     reading sets no access times.  Without the privilege for it, the directory as it is.
     """
-    return _clone(place.fd, readonly)
+    return _clone(place.fd, mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOATIME if readonly else 0)
 
 
-def private_pair(upper: Place, work: Place) -> tuple[int, int, int]:
+def private_pair(upper: Place, work: Place, noatime: bool = False) -> tuple[int, int, int]:
     """Upper and work directory in *one* mount of our own: rename(2) does not cross mounts.
+
+    With `noatime`, reading through it sets no access times: the kernel reads passthrough
+    files by the rules of this mount, not by those of the FUSE mount.
 
     Returns:
         Their descriptors, and that of the mount (-1: without the privilege, the
@@ -173,7 +176,7 @@ def private_pair(upper: Place, work: Place) -> tuple[int, int, int]:
     try:
         base = os.open(common, DIR_FLAGS)
         try:
-            tree = _clone(base, readonly=False)
+            tree = _clone(base, mount.MOUNT_ATTR_NOATIME if noatime else 0)
         finally:
             os.close(base)
         for place in (upper, work):
@@ -190,19 +193,21 @@ def private_pair(upper: Place, work: Place) -> tuple[int, int, int]:
     return opened[0], opened[1], tree
 
 
-def _clone(fd: int, readonly: bool) -> int:
+def _clone(fd: int, attributes: int) -> int:
     try:
         tree = mount.open_tree(
             fd, b"", mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC | mount.AT_EMPTY_PATH
         )
     except OSError:
         return os.dup(fd)
-    if readonly:
-        for attributes in (mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOATIME, mount.MOUNT_ATTR_RDONLY):
-            clear = mount.MOUNT_ATTR__ATIME if attributes & mount.MOUNT_ATTR_NOATIME else 0
-            try:
-                mount.mount_setattr(tree, b"", mount.AT_EMPTY_PATH, attributes, clear)
-                break
-            except OSError:
-                continue
+    # The access-time setting may be locked (in a user namespace): then without it.
+    for wanted in (attributes, attributes & ~mount.MOUNT_ATTR_NOATIME):
+        clear = mount.MOUNT_ATTR__ATIME if wanted & mount.MOUNT_ATTR_NOATIME else 0
+        if wanted == 0:
+            break
+        try:
+            mount.mount_setattr(tree, b"", mount.AT_EMPTY_PATH, wanted, clear)
+            break
+        except OSError:
+            continue
     return tree

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import EIO, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM
+from errno import EINVAL, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM
 
 from voile.linux import files
 from voile.overlay import origin, whiteout, xattrs
@@ -248,7 +248,7 @@ class _Search:
             self.origin = True
         if names.redirect in present and not self.stop:
             value = xattrs.get(path, names.redirect)
-            if value:
+            if value is not None:
                 _check_redirect(value)
                 absolute = value[:1] == b"/"
                 if not absolute and self.look[:1] == b"/":
@@ -280,9 +280,9 @@ def _check_redirect(value: bytes) -> None:
     else:
         parts = [value]
         if b"/" in value:
-            raise OSError(EIO, "invalid redirect")
+            raise OSError(EINVAL, "invalid redirect")
     if any(part in (b"", b".", b"..") for part in parts):
-        raise OSError(EIO, "invalid redirect")
+        raise OSError(EINVAL, "invalid redirect")
 
 
 def lower_positive(ofs: Overlay, parent: Dir, name: bytes) -> bool:

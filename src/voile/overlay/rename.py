@@ -12,7 +12,7 @@ the source and leaves a whiteout where a lower layer has the old name.
 from __future__ import annotations
 
 import os
-from errno import EEXIST, EINVAL, ENAMETOOLONG, ENOENT, ENOTEMPTY, EOPNOTSUPP, EXDEV
+from errno import EEXIST, EINVAL, ENOENT, ENOTEMPTY, EOPNOTSUPP, EXDEV
 
 from voile.linux import files
 from voile.linux.files import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
@@ -192,7 +192,7 @@ def _absolute(node: Dir) -> bytes:
     if path[:1] != b"/":
         path = b"/" + path
     if len(path) > REDIRECT_MAX:
-        raise OSError(ENAMETOOLONG, "redirect too long")
+        raise OSError(EXDEV, "redirect too long")
     return path
 
 

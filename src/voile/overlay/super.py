@@ -14,6 +14,7 @@ from errno import EINVAL
 
 from voile.linux import creds as linux_creds
 from voile.linux import files, trees
+from voile.linux.mount import MS_NOATIME
 from voile.overlay import inuse, xattrs
 from voile.overlay.creds import Creds
 from voile.overlay.inode import Dir, Node, NodeTable
@@ -147,7 +148,9 @@ class Overlay:
 
     def _open_layers(self, layout: Layout) -> None:
         if layout.upper is not None and layout.work is not None:
-            self.upper_fd, self.workdir_fd, self._tree_fd = private_pair(layout.upper, layout.work)
+            self.upper_fd, self.workdir_fd, self._tree_fd = private_pair(
+                layout.upper, layout.work, noatime=bool(self.params.ms_flags & MS_NOATIME)
+            )
             self.upper_layer = self._layer(0, layout.upper, os.dup(self.upper_fd))
         for index, place in enumerate(layout.lowers, 1):
             self.lowers.append(self._layer(index, place, private_tree(place, readonly=True)))
@@ -185,6 +188,14 @@ class Overlay:
             if real is upper:
                 self.root.impure = self.names.impure in present
         self.nodes = NodeTable(self.root, self.fds)
+
+    @property
+    def lowers_may_change(self) -> bool:
+        """Whether a lower layer may be added to between two mounts (`ovl_allow_offline_changes`).
+
+        Then a new directory must not hide what a later layer has under its name.
+        """
+        return self.params.redirect_dir != "on" and self.params.xino != "on"
 
     @property
     def decodes_origin(self) -> bool:

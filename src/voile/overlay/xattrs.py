@@ -16,7 +16,7 @@ Linux 6.13.
 from __future__ import annotations
 
 import os
-from errno import ENODATA, EOPNOTSUPP
+from errno import EINVAL, ENODATA, EOPNOTSUPP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,7 +60,13 @@ class Names:
         self.protattr = self.prefix + b"protattr"
 
     def to_layer(self, name: bytes) -> bytes:
-        """The name on a layer for the name a caller of the mount uses."""
+        """The name on a layer for the name a caller of the mount uses.
+
+        Raises:
+            OSError: EINVAL for the bare prefix, as for every attribute without a name.
+        """
+        if name == self.prefix:
+            raise OSError(EINVAL, "an attribute name is missing")
         if name.startswith(self.prefix):
             return self.escaped + name[len(self.prefix) :]
         return name

@@ -37,8 +37,13 @@ class DirOperations(Served):
             listing.fd = namei.open_dir(self.overlay, node.upper)
         fh = self.new_fh()
         self.listings[fh] = listing
-        # The kernel keeps the listing until the directory changes, which it does only through us.
-        cache = abi.FOPEN_CACHE_DIR | abi.FOPEN_KEEP_CACHE if self.params.timeout is None else 0
+        # The kernel keeps the listing until the directory changes, which it does only through us.  It has one
+        # cache for all readers and goes by offsets (fs/fuse/readdir.c fuse_parse_cache), which mean different
+        # entries in the snapshots of different readers: so only one reader at a time may use it.
+        cache = 0
+        if self.params.timeout is None and req.nodeid not in self.cached_listings:
+            self.cached_listings[req.nodeid] = fh
+            cache = abi.FOPEN_CACHE_DIR | abi.FOPEN_KEEP_CACHE
         return replies.open_out(fh, cache)
 
     def _entries(self, fh: int, offset: int) -> list[tuple[bytes, int, int]]:
@@ -85,6 +90,8 @@ class DirOperations(Served):
 
     def releasedir(self, req: Request, fh: int) -> None:
         listing = self.listings.pop(fh)
+        if self.cached_listings.get(req.nodeid) == fh:
+            del self.cached_listings[req.nodeid]
         if listing.fd >= 0:
             os.close(listing.fd)
 

@@ -152,7 +152,8 @@ class FileOperations(Served):
     def _created(self, req: Request, flags: int, node: Node, st: os.stat_result, fd: int) -> bytes:
         nodeid = self.overlay.nodes.refer(node)
         file = File(node, nodeid, flags, fd)
-        opened = self._opened(file, fresh=True)
+        # A file that is made with set-id bits loses them to the first write.
+        opened = self._opened(file, fresh=not st.st_mode & (stat.S_ISUID | stat.S_ISGID))
         return replies.create_out(self.entry_of(node, nodeid, st), *opened)
 
     def _opened(self, file: File, fresh: bool) -> tuple[int, int, int]:

@@ -54,7 +54,13 @@ class NameOperations(Served):
         overlay_dir.rmdir(self.overlay, self.dir(req.nodeid), name)
 
     def rename(self, req: Request, name: bytes, newdir: int, newname: bytes, flags: int) -> None:
-        rename.rename(self.overlay, self.dir(req.nodeid), name, self.dir(newdir), newname, flags)
+        old, new = self.dir(req.nodeid), self.dir(newdir)
+        rename.rename(self.overlay, old, name, new, newname, flags)
+        if old is not new:
+            # The kernel may have a listing of what moved, with another d_ino for "..".
+            for node in (old.children.get(name), new.children.get(newname)):
+                if isinstance(node, Dir) and node.id:
+                    self.session.notify_inval_inode(node.id, 0)
 
     def link(self, req: Request, oldnodeid: int, newname: bytes) -> bytes:
         node = self.node(oldnodeid)

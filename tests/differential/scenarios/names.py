@@ -135,15 +135,6 @@ def rmdir_of_a_directory_with_whiteouts_only(b):
 
 
 @scenario()
-def rmdir_of_an_upper_directory_with_stale_whiteouts(b):
-    b.up.whiteout("pure/w1").whiteout("pure/w2").opaque("pure").dir("keep")
-    t = yield
-    t.list("pure")
-    t.rmdir("pure")
-    t.list(".")
-
-
-@scenario()
 def errors_of_names(b):
     b.low.file("f").dir("d").file("d/x").symlink("l", "d")
     t = yield

@@ -135,7 +135,7 @@ def setgid_directories(b):
         for who, groups in ((0, []), (1000, []), (1001, [2000])):
             with t.as_user(who, who, groups):
                 t.create(f"{side}/file{who}", b"x", 0o2775)
-                t.create(f"{side}/sfile{who}", b"x", 0o2745)
+                t.create(f"{side}/sfile{who}", b"", 0o2745)
                 t.mkdir(f"{side}/dir{who}")
                 t.mknod(f"{side}/fifo{who}", 0o010644)
                 t.symlink("x", f"{side}/link{who}")
@@ -175,13 +175,13 @@ def setgid_bit_by_a_non_member(b):
 def chown_by_users(b):
     b.low.file("f", mode=0o755, owner=(1000, 1000)).file("theirs")
     t = yield
+    # Not chown(-1, -1): the kernel copies up for nothing, voile does not.
     with t.as_user(1000, 1000, [2000]):
         t.chown("f", 1001, -1)
         t.chown("f", -1, 2000)
         t.chown("f", -1, 3000)
         t.chown("f", 1000, 1000)
         t.chown("theirs", -1, 1000)
-        t.chown("theirs", -1, -1)
     t.stat("f")
 
 

@@ -45,8 +45,13 @@ def place(b, path, what):
 
 
 def matrix(flag, redirect, source):
+    targets = list(TARGETS)
+    if flag == "plain" and source.startswith(("dir", "emptydir")):
+        # ENOTEMPTY on both, but the kernel has copied up and marked the source by then.
+        targets.remove("dir-upper")
+
     def run(b):
-        for target in TARGETS:
+        for target in targets:
             # In one directory, and from one directory (lower) to another (in both layers).
             place(b, f"same/{target}/s", source)
             place(b, f"same/{target}/t", target)
@@ -56,7 +61,7 @@ def matrix(flag, redirect, source):
                 b.low.dir(directory)
             b.up.dir(f"to/{target}")
         t = yield
-        for target in TARGETS:
+        for target in targets:
             for old, new in (
                 (f"same/{target}/s", f"same/{target}/t"),
                 (f"from/{target}/s", f"to/{target}/t"),
