@@ -202,7 +202,7 @@ def test_background_processes_keep_the_tree(place):
     refused = place.voile("discard", "bg")
     assert refused.returncode == 1 and "in use" in refused.stderr
     (about,) = json.loads(place.voile("list", "--json").stdout)["sandboxes"]
-    assert about["running"]
+    assert about["running"] and about["lower"] == str(place.tree)
     (outside / "go").write_text("x\n")
     (outside / "done").read_text()
     place.wait()
@@ -228,6 +228,30 @@ def test_list_and_discard(place):
     assert done.returncode == 1
     assert done.stderr == "voile: no sandbox is named 'nosuch'\n"
     assert os.listdir(place.state) == []
+
+
+def test_list_while_the_command_runs(place):
+    """Also when the state directory lies below the tree, and is covered by it."""
+    place.state = place.tree / "state"
+    os.mkfifo(place.tree.parent / "go", 0o666)
+    os.chmod(place.tree.parent / "go", 0o666)
+    environment = {**os.environ, "VOILE_STATE": str(place.state)}
+
+    def work():
+        command = [VOILE, "run", "sh", "-c", f"echo ready; read x <{place.tree.parent}/go"]
+        with subprocess.Popen(
+            command, cwd=place.tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as voile:
+            assert voile.stdout.readline() == b"ready\n"
+            while not (place.state / "tree-1" / "meta.json").exists():
+                time.sleep(0.005)
+            listed = subprocess.run([VOILE, "list", "--json"], env=environment, capture_output=True)
+            (place.tree.parent / "go").write_text("x\n")
+        return json.loads(listed.stdout)["sandboxes"]
+
+    (about,) = place._act(work)
+    assert about["running"] and about["exit_status"] is None
+    assert about["lower"] == str(place.tree) and about["command"][0] == "sh"
 
 
 def test_omitted_syncs_are_counted(place):

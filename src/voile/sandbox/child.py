@@ -41,11 +41,13 @@ class ExecError(Exception):
         self.status = NOT_FOUND if error in (errno.ENOENT, errno.ENOTDIR) else NOT_EXECUTABLE
 
 
-def run(command: list[bytes], prepare: Callable[[], dict[bytes, bytes]]) -> int:
+def run(
+    command: list[bytes], prepare: Callable[[], dict[bytes, bytes]], started: Callable[[], None]
+) -> int:
     """Run `command` and return its exit status (128+N when signal N killed it).
 
-    `prepare` is called in the child just before the exec and returns the environment.
-    Raises ExecError when the command cannot be executed, OSError when `prepare` failed.
+    `prepare` is called in the child just before the exec and returns the environment; `started` when the
+    command runs. Raises ExecError when the command cannot be executed, OSError when `prepare` failed.
     """
     ignores_children = signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN
     # Inherited "ignore" would have the kernel reap the child behind our back.
@@ -53,6 +55,7 @@ def run(command: list[bytes], prepare: Callable[[], dict[bytes, bytes]]) -> int:
     original = signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)
     try:
         pid = _spawn(command, prepare, original, ignores_children)
+        started()
         status = _wait(pid)
     finally:
         # Ctrl-C was the command's: it must not hit us now that the command has ended.

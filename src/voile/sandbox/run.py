@@ -96,7 +96,8 @@ class Run:
             return {**os.environb, b"VOILE_SANDBOX": sandbox.name}
 
         try:
-            status = child.run(command, prepare)
+            # Recorded when the command runs already: importing json must not delay it.
+            status = child.run(command, prepare, lambda: self._record(sandbox, meta))
         except (child.ExecError, OSError) as error:
             # Nothing ran, nothing is worth keeping.
             self._leave(home)
@@ -108,12 +109,15 @@ class Run:
         state = self._ask()
         still_used = self._leave(home)
         verdict = "unknown" if state is None else state["state"]
-        try:
-            sandbox.write_meta({**meta, "ended": _now(), "exit_status": status, "verdict": verdict})
-        except OSError as error:
-            # A file system that fails may well be read-only by now: the verdict below matters more.
-            _say(f"{os.fsdecode(sandbox.path)}: the result cannot be recorded ({error.strerror})")
+        self._record(sandbox, {**meta, "ended": _now(), "exit_status": status, "verdict": verdict})
         return self._report(sandbox, state, still_used, status)
+
+    def _record(self, sandbox: Sandbox, meta: dict[str, Any]) -> None:
+        try:
+            sandbox.write_meta(meta)
+        except OSError as error:
+            # A file system that fails may well be read-only by now: the command and its verdict matter more.
+            _say(f"{os.fsdecode(sandbox.path)}/meta.json cannot be written ({error.strerror})")
 
     def _mount(self, sandbox: Sandbox) -> world.Place:
         """Make the world, and a daemon that mounts the merged tree in it; we are in the world afterwards."""

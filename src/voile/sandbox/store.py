@@ -52,14 +52,15 @@ class Sandbox:
         return self.path + b"/work"
 
     def write_meta(self, meta: dict[str, Any]) -> None:
-        """Replace meta.json in one step."""
+        """Replace meta.json in one step. The sandbox must be locked."""
         import json
 
-        temporary = self.path + b"/.meta.json"
-        with open(temporary, "w", encoding="ascii") as file:
+        # By descriptor: the path may be covered by the sandbox itself, where its command runs.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        with open(os.open(".meta.json", flags, 0o600, dir_fd=self.lock), "w", encoding="ascii") as file:
             json.dump({"version": 1, **meta}, file, indent=1)
             file.write("\n")
-        os.rename(temporary, self.path + b"/meta.json")
+        os.rename(".meta.json", "meta.json", src_dir_fd=self.lock, dst_dir_fd=self.lock)
 
     def read_meta(self) -> dict[str, Any]:
         """Return what write_meta wrote; empty when it is missing or damaged."""
