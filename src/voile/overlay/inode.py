@@ -33,7 +33,7 @@ ROOT_ID = 1
 class Extra:
     """What only few nodes need: made on demand, so that the others stay small."""
 
-    __slots__ = ("fd", "links", "job", "successor", "upper_ino")
+    __slots__ = ("fd", "links", "job", "upper_ino")
 
     def __init__(self) -> None:
         # An O_PATH descriptor of an object that no known name leads to any more.
@@ -42,8 +42,6 @@ class Extra:
         self.links: set[tuple[Dir, bytes]] = set()
         # The copy-up that is under way.
         self.job: CopyUp | None = None
-        # The node that took this one's place (see `NodeTable.split`).
-        self.successor: Node | None = None
         # The key in `NodeTable.by_ino`, or 0.
         self.upper_ino = 0
 

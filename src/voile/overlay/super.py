@@ -237,39 +237,22 @@ class Overlay:
         if linux_creds.has_cap(linux_creds.CAP_DAC_OVERRIDE):
             os.chmod(path, 0)
 
-    def split(self, node: Node) -> None:
-        """Gives the name of a node that was copied up to a new node, its successor.
-
-        The kernel binds an inode with files open in passthrough to one backing file; those
-        who hold the lower file open keep the old node, who opens it next gets the new one.
-        """
-        new = Node(self.root, node.name, node.real, node.ino, node.fmt)
-        new.parent = node.parent
-        extra = node.more()
-        for parent, name in self.nodes.names(node):
-            parent.children[name] = new
-        if extra.links:
-            new.more().links = extra.links
-            extra.links = set()
-        if extra.upper_ino:
-            self.nodes.index(new, extra.upper_ino)
-            extra.upper_ino = 0
-        node.parent = None
-        extra.successor = new
-
     def mounted(self, major: int, minor: int) -> None:
         """Tells later mounts of the same directories who has them (see inuse)."""
         if self.writable:
             inuse.record(self.workdir_fd, major, minor)
 
     def close(self) -> None:
-        """The end of the mount.  Syncs the upper, unless volatile; then closes everything.
+        """The end of the mount: syncs the upper, unless volatile, and closes everything.
+
+        A second call does nothing.
 
         Raises:
             OSError: the error of that sync.
         """
         try:
             if self._active:
+                self._active = False
                 self.whiteouts.close()
                 inuse.erase(self.workdir_fd)
                 if not self.volatile:
@@ -295,6 +278,7 @@ class Overlay:
             self.upper_layer.close()
         for layer in self.lowers:
             layer.close()
+        self.lowers.clear()
         fds = [each.fd for each in self.filesystems.values()]
         fds += (self.work_fd, self.workdir_fd, self.upper_fd, self._tree_fd, *self._locks)
         for fd in fds:

@@ -98,12 +98,8 @@ class Served(Operations):
         return DEFERRED
 
     def node(self, nodeid: int) -> Node:
-        """The node of a request, or the one that took its place after a copy-up."""
-        node = self.overlay.nodes.get(nodeid)
-        extra = node.extra
-        if extra is not None and extra.successor is not None:
-            return extra.successor
-        return node
+        """The node of a request."""
+        return self.overlay.nodes.get(nodeid)
 
     def dir(self, nodeid: int) -> Dir:
         """The directory of a request."""
@@ -132,7 +128,7 @@ class Served(Operations):
     def attributes(self, nodeid: int, node: Node, st: os.stat_result) -> bytes:
         """The reply to GETATTR and SETATTR."""
         nlink = shown_nlink(node, st) if node.is_dir else st.st_nlink
-        if nodeid in self.mapped or node.id != nodeid:
+        if nodeid in self.mapped:
             return replies.attr_out_from_stat(0, st, node.ino, nlink)
         if self.valid_nsec:
             attr = replies.attr_from_stat(st, node.ino, nlink)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 
 from voile.fuse import abi, replies
 from voile.overlay import namei, readdir
@@ -12,19 +13,48 @@ from voile.server.base import Served
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from voile.fuse.requests import Deferred, Request
+    from voile.overlay.super import Overlay
+
+    Item = tuple[int, bytes, int, int]
+
+# Offsets are positive 63-bit numbers.
+_OFFSET_MASK = (1 << 62) - 1
 
 
 class Listing:
-    """One open directory: a snapshot of its entries, and what fsync needs."""
+    """One open directory: its entries in the order of their offsets, and what fsync needs.
+
+    The kernel keeps listings too, and gives what one open directory has read to another,
+    so an offset must mean the same in all of them, whatever was created or removed in
+    between: it is a hash of the name, as in ext4.
+    """
 
     __slots__ = ("node", "entries", "fd")
 
     def __init__(self, node: Dir) -> None:
         self.node = node
-        # Taken at the first read and at every rewind; an entry's offset is its index + 1.
-        self.entries: list[tuple[bytes, int, int]] | None = None
+        # (offset of the next entry, name, d_ino, d_type); taken at the first read and at every rewind.
+        self.entries: list[Item] | None = None
         # The upper directory, opened where an fsync is a real one (once-per-open errors).
         self.fd = -1
+
+    def after(self, overlay: Overlay, offset: int) -> list[Item]:
+        """The entries behind an offset, 0 for all of them, anew."""
+        if self.entries is None or offset == 0:
+            self.entries = _in_order(readdir.entries(overlay, self.node))
+        if offset == 0:
+            return self.entries
+        return self.entries[bisect_left(self.entries, (offset + 1,)) :]
+
+
+def _in_order(entries: list[readdir.Entry]) -> list[Item]:
+    # "." and ".." come first; hash() is keyed, and the same for the life of the daemon.
+    items = [(index + 1, *entry) for index, entry in enumerate(entries[:2])]
+    items += sorted([(3 + (hash(entry[0]) & _OFFSET_MASK), *entry) for entry in entries[2:]])
+    for index in range(1, len(items)):
+        if items[index][0] <= items[index - 1][0]:
+            items[index] = (items[index - 1][0] + 1, *items[index][1:])
+    return items
 
 
 class DirOperations(Served):
@@ -46,44 +76,32 @@ class DirOperations(Served):
             cache = abi.FOPEN_CACHE_DIR | abi.FOPEN_KEEP_CACHE
         return replies.open_out(fh, cache)
 
-    def _entries(self, fh: int, offset: int) -> list[tuple[bytes, int, int]]:
-        listing = self.listings[fh]
-        if listing.entries is None or offset == 0:
-            listing.entries = readdir.entries(self.overlay, listing.node)
-        return listing.entries
-
     def readdir(self, req: Request, fh: int, offset: int, size: int) -> bytes:
-        entries = self._entries(fh, offset)
         buffer = replies.DirentBuffer(size, False)
         add = buffer.add
-        for index in range(offset, len(entries)):
-            name, ino, kind = entries[index]
-            if not add(ino, index + 1, kind, name):
+        for position, name, ino, kind in self.listings[fh].after(self.overlay, offset):
+            if not add(ino, position, kind, name):
                 break
         return buffer.bytes()
 
     def readdirplus(self, req: Request, fh: int, offset: int, size: int) -> bytes:
         overlay = self.overlay
-        entries = self._entries(fh, offset)
-        node = self.listings[fh].node
+        listing = self.listings[fh]
         buffer = replies.DirentBuffer(size, True)
-        for index in range(offset, len(entries)):
-            name, ino, kind = entries[index]
-            if name in (b".", b".."):
-                if not buffer.add(ino, index + 1, kind, name):
-                    break
-                continue
-            try:
-                found = namei.lookup(overlay, node, name)
-            except OSError:
-                found = None  # stat(2) will say what is wrong with it
+        for position, name, ino, kind in listing.after(overlay, offset):
+            found = None
+            if position > 2:
+                try:
+                    found = namei.lookup(overlay, listing.node, name)
+                except OSError:
+                    pass  # stat(2) will say what is wrong with it
             if found is None:
-                if not buffer.add(ino, index + 1, kind, name):
+                if not buffer.add(ino, position, kind, name):
                     break
                 continue
             child, st = found
             nodeid = overlay.nodes.refer(child)
-            if not buffer.add(child.ino, index + 1, kind, name, self.entry_of(child, nodeid, st)):
+            if not buffer.add(child.ino, position, kind, name, self.entry_of(child, nodeid, st)):
                 overlay.nodes.forget(nodeid, 1)
                 break
         return buffer.bytes()

@@ -4,15 +4,16 @@ Theory of operation
 -------------------
 With FUSE_PASSTHROUGH the kernel reads and writes the real file itself.  It ties an inode
 to *one* backing file for as long as any file of it is open in passthrough, and refuses
-every other kind of open meanwhile (fs/fuse/iomode.c).  Hence:
+every other kind of open meanwhile; and the other way round (fs/fuse/iomode.c).  So all
+files that are open on a node at one time are of one kind, kept in `Opens`:
 
-* All opens of a node share one `Backing`.
-* Opens whose writes we have to see (O_SYNC on a volatile mount: the status must be
-  reported and nothing synced; files with set-id bits or capabilities, which a write takes
-  away) get FOPEN_DIRECT_IO on top, which sends their reads and writes to us.
-* A lower file that is open in passthrough and then copied up keeps its node for those who
-  have it open; whoever opens it next is sent (ESTALE makes the kernel look the name up
-  again) to a new node.  The readers see the old data, as on kernel overlayfs.
+* passthrough, for files of the upper layer, and for all of a mount without one.  Opens
+  whose writes we have to see (O_SYNC on a volatile mount: the status must be reported and
+  nothing synced; files with set-id bits or capabilities, which a write takes away) get
+  FOPEN_DIRECT_IO on top, which sends their reads and writes to us;
+* the kernel's page cache, filled by us, for lower files that a copy-up may replace while
+  they are open: their readers then see what is written, as on kernel overlayfs
+  (ovl_real_fdget).
 
 Real descriptors are opened when first needed.  On a mount that really syncs they are
 opened with the file: an error is reported once to every open file that was there before
@@ -43,21 +44,21 @@ _SYNC = os.O_SYNC | os.O_DSYNC
 _READ_BUFFER = 1 << 20
 
 
-class Backing:
-    """The real file that the kernel reads and writes for all open files of one node."""
+class Opens:
+    """The files that are open on one node."""
 
-    __slots__ = ("id", "users", "upper")
+    __slots__ = ("users", "backing_id")
 
-    def __init__(self, backing_id: int, upper: bool) -> None:
-        self.id = backing_id
+    def __init__(self) -> None:
         self.users = 0
-        self.upper = upper
+        # The real file that the kernel reads and writes for all of them; 0: page cache.
+        self.backing_id = 0
 
 
 class File:
     """One open file."""
 
-    __slots__ = ("node", "nodeid", "fd", "flags", "upper", "passed")
+    __slots__ = ("node", "nodeid", "fd", "flags", "upper")
 
     def __init__(self, node: Node, nodeid: int, flags: int, fd: int = -1) -> None:
         self.node = node
@@ -66,8 +67,6 @@ class File:
         self.fd = fd
         # Whether `fd` is open in the upper layer.
         self.upper = node.is_upper
-        # Whether it counts in the node's Backing.
-        self.passed = False
 
 
 class FileOperations(Served):
@@ -91,25 +90,18 @@ class FileOperations(Served):
     def open(self, req: Request, flags: int, open_flags: int) -> bytes:
         overlay = self.overlay
         node = overlay.nodes.get(req.nodeid)
-        if node.extra is not None and node.extra.successor is not None:
-            raise OSError(ESTALE, "look it up again")
         if isinstance(node, Dir):
             raise OSError(EISDIR, "is a directory")
         if overlay.fds.full:
             overlay.fds.trim()
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             copy_up(overlay, node, data=not flags & os.O_TRUNC)
-        backing = node.opens
-        if isinstance(backing, Backing) and backing.upper != node.is_upper:
-            overlay.split(node)
-            self.attributes_changed(node)
-            raise OSError(ESTALE, "look it up again")
         if flags & os.O_TRUNC:
             if open_flags & abi.OPEN_KILL_SUIDGID:
                 attr.drop_privileges(overlay, node)
             attr.truncate(overlay, node, 0)
         file = File(node, req.nodeid, flags)
-        if not self._passthrough or not overlay.volatile:
+        if not overlay.volatile:
             file.fd = overlay.open_real(node, flags)
         return replies.open_out(*self._opened(file, fresh=False))
 
@@ -158,25 +150,40 @@ class FileOperations(Served):
 
     def _opened(self, file: File, fresh: bool) -> tuple[int, int, int]:
         """Registers an open file: (fh, FOPEN flags, backing id) for the kernel."""
+        node = file.node
+        opens = node.opens
+        if not isinstance(opens, Opens):
+            opens = Opens()
+            if self._passthrough and (node.is_upper or not self.overlay.writable):
+                opens.backing_id = self._backing_open(file)
+        if not opens.backing_id and file.fd < 0:
+            file.fd = self.overlay.open_real(node, file.flags)
+        node.opens = opens
+        opens.users += 1
         fh = self.new_fh()
         self.files[fh] = file
-        if not self._passthrough:
-            # Nobody but us changes the file: what the kernel has cached stays true.
-            return fh, abi.FOPEN_KEEP_CACHE, 0
-        try:
-            backing = self._backing(file)
-        except OSError:
-            del self.files[fh]
-            if file.fd >= 0:
-                os.close(file.fd)
-            raise
         if file.flags & os.O_ACCMODE == os.O_RDWR and file.nodeid not in self.mapped:
             # It may be mapped shared: then its times and blocks change without a request.
             self.mapped.add(file.nodeid)
             if not fresh:
-                self.attributes_changed(file.node)
+                self.attributes_changed(node)
+        if not opens.backing_id:
+            # Nobody but us changes the file: what the kernel has cached stays true.
+            return fh, abi.FOPEN_KEEP_CACHE, 0
         direct = abi.FOPEN_DIRECT_IO if self._sees_writes(file, fresh) else 0
-        return fh, abi.FOPEN_PASSTHROUGH | direct, backing.id
+        return fh, abi.FOPEN_PASSTHROUGH | direct, opens.backing_id
+
+    def _backing_open(self, file: File) -> int:
+        """Registers the real file with the kernel; 0 where the kernel will not have it."""
+        fd = file.fd if file.fd >= 0 else self.overlay.open_path(file.node)
+        try:
+            return passthrough.backing_open(self.session.fd, fd)
+        except OSError:
+            # Stacked too deep, or not a kind of file system that can be read so.
+            return 0
+        finally:
+            if fd != file.fd:
+                os.close(fd)
 
     def _sees_writes(self, file: File, fresh: bool) -> bool:
         if file.flags & os.O_ACCMODE == os.O_RDONLY:
@@ -187,39 +194,22 @@ class FileOperations(Served):
             return False
         return attr.has_privileges(self.overlay, file.node, self.overlay.stat(file.node))
 
-    def _backing(self, file: File) -> Backing:
-        node = file.node
-        backing = node.opens
-        if not isinstance(backing, Backing):
-            fd = file.fd if file.fd >= 0 else self.overlay.open_path(node)
-            try:
-                backing = Backing(passthrough.backing_open(self.session.fd, fd), node.is_upper)
-            finally:
-                if fd != file.fd:
-                    os.close(fd)
-            node.opens = backing
-        backing.users += 1
-        file.passed = True
-        return backing
-
     def release(self, req: Request, fh: int, flags: int, release_flags: int, lock_owner: int) -> None:
         file = self.files.pop(fh)
         if file.fd >= 0:
             os.close(file.fd)
-        if file.passed:
-            backing = file.node.opens
-            assert isinstance(backing, Backing)
-            backing.users -= 1
-            if backing.users == 0:
-                file.node.opens = None
-                passthrough.backing_close(self.session.fd, backing.id)
+        opens = file.node.opens
+        assert isinstance(opens, Opens)
+        opens.users -= 1
+        if opens.users == 0:
+            file.node.opens = None
+            if opens.backing_id:
+                passthrough.backing_close(self.session.fd, opens.backing_id)
 
     def _real(self, fh: int) -> tuple[File, int]:
         """An open file and its real descriptor, in the upper layer once it has been copied up."""
         file = self.files[fh]
         node = file.node
-        if node.extra is not None and node.extra.successor is not None:
-            node = node.extra.successor
         if file.fd < 0 or (node.is_upper and not file.upper):
             fd = self.overlay.open_real(node, file.flags)
             if file.fd >= 0:

@@ -101,8 +101,6 @@ class NameOperations(Served):
             attr.chmod(overlay, node, args.mode)
         if valid & (abi.FATTR_ATIME | abi.FATTR_MTIME):
             attr.utimes(overlay, node, *_times(args))
-        if node.id != req.nodeid:
-            self.attributes_changed(node)
         return self.attributes(req.nodeid, node, overlay.stat(node))
 
     def statfs(self, req: Request) -> bytes:

@@ -26,10 +26,22 @@ class OverlayOperations(NameOperations, FileOperations, DirOperations):
     def __init__(self, overlay: Overlay, params: Params) -> None:
         super().__init__(overlay, params)
         self.control = Control(self, os.geteuid())
+        # What a sync at the end of a mount that is not volatile said.
+        self.close_error: OSError | None = None
 
     def init(self, negotiated: Negotiated) -> None:
         super().init(negotiated)
         self.use_passthrough(self.params.passthrough and negotiated.passthrough)
+
+    def destroy(self) -> None:
+        """Lets go of the layers before umount(2) returns (on fuseblk it waits for this).
+
+        Who unmounts the overlay may want to unmount what lies below right afterwards.
+        """
+        try:
+            self.overlay.close()
+        except OSError as exc:
+            self.close_error = exc
 
     def ioctl(
         self, req: Request, fh: int, flags: int, cmd: int, arg: int, data: bytes, out_size: int

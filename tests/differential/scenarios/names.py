@@ -324,7 +324,8 @@ def a_big_tree_removed(b):
             b.low.file(f"t/{i}/{j}/low").file(f"t/{i}/{j}/both")
             b.up.file(f"t/{i}/{j}/both").file(f"t/{i}/{j}/up")
     t = yield
-    for directory, names, files in os.walk("t", topdown=False):
+    # The order of a listing is the file system's own business.
+    for directory, names, files in sorted(os.walk("t", topdown=False), reverse=True):
         for name in sorted(files):
             t.unlink(os.path.join(directory, name))
         for name in sorted(names):
