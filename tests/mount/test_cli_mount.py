@@ -358,3 +358,23 @@ def test_user_is_refused(user, tree, extra, fuse, status, says):
     assert done.returncode == status
     assert done.stderr.count("\n") == 1 and says in done.stderr
     assert os.listdir(tree / "u") == os.listdir(tree / "w") == []
+
+
+def test_kernel_overlay_on_top_and_below(tree):
+    """Passthrough takes a level of the kernel's stacking limit only where it needs one."""
+    for name in ("ku", "kw", "k"):
+        (tree / name).mkdir()
+    works(call(*VOILE, "mount", "-o", options(tree), tree / "m"))
+    assert status(tree / "m")["passthrough"]
+    above = f"lowerdir={tree}/m,upperdir={tree}/ku,workdir={tree}/kw"
+    subprocess.run(["mount", "-t", "overlay", "none", "-o", above, tree / "k"], check=True)
+    assert (tree / "k" / "file").read_text() == "lower\n"
+    subprocess.run(["umount", tree / "k"], check=True)
+    works(call(*VOILE, "umount", tree / "m"))
+
+    below = f"lowerdir={tree}/l,upperdir={tree}/ku,workdir={tree}/kw"
+    subprocess.run(["mount", "-t", "overlay", "none", "-o", below, tree / "k"], check=True)
+    works(call(*VOILE, "mount", "-o", options(tree).replace(f"{tree}/l", f"{tree}/k"), tree / "m"))
+    assert (tree / "m" / "file").read_text() == "lower\n"
+    works(call(*VOILE, "umount", tree / "m"))
+    subprocess.run(["umount", tree / "k"], check=True)

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from voile.overlay.params import Params
     from voile.overlay.super import Overlay
 
-_FUSE_SUPER_MAGIC = 0x65735546  # <linux/magic.h>
+# <linux/magic.h>
+_FUSE = 0x65735546
+_STACKED = frozenset((0x794C7630, 0xF15F))  # overlayfs, ecryptfs
 
 
 def serve(
@@ -57,7 +59,8 @@ def serve(
             overlay.activate()
             operations = OverlayOperations(overlay, params)
             operations.fuse_type = kind
-            session = Session(fd, operations, Config(trace=_say if debug else None))
+            config = Config(max_stack_depth=_stack_depth(overlay), trace=_say if debug else None)
+            session = Session(fd, operations, config)
             pool = WorkerPool()
             operations.attach(session, pool)
             session.handshake()
@@ -81,13 +84,22 @@ def serve(
         overlay.close()
 
 
-def _can_be_backing(overlay: Overlay) -> bool:
-    """Whether files of the layers can be read through: not those of a FUSE mount with passthrough of its own.
+def _stack_depth(overlay: Overlay) -> int:
+    """How deep our superblock is to count as stacked: no deeper than passthrough needs.
 
-    Such a mount counts as stacked as deep as it may itself stack, and the kernel allows two levels in all
-    (ELOOP at each open otherwise).
+    The kernel allows two levels in all (FILESYSTEM_MAX_STACK_DEPTH), so at 2 no kernel overlayfs could have a
+    layer on our mount.
     """
-    return all(files.statfs_type(each.fd) != _FUSE_SUPER_MAGIC for each in overlay.filesystems.values())
+    kinds = {files.statfs_type(each.fd) for each in overlay.filesystems.values()}
+    return 2 if kinds & _STACKED else 1
+
+
+def _can_be_backing(overlay: Overlay) -> bool:
+    """Whether files of the layers can be read through: not those of a FUSE mount, itself perhaps stacked.
+
+    How deep cannot be asked; too deep is ELOOP at each open.
+    """
+    return all(files.statfs_type(each.fd) != _FUSE for each in overlay.filesystems.values())
 
 
 def to_background(inherited: frozenset[int]) -> None:
