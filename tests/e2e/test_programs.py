@@ -73,8 +73,11 @@ class Stage:
         return {n: e for n, e in found.items() if not n.removeprefix("./").startswith(VOLATILE_FILES)}
 
 
-@pytest.mark.parametrize("who", ["root", "user"])
-@pytest.mark.parametrize("job", JOBS)
+# dpkg as root only: it chowns to root, which is EINVAL in a user namespace without root, on any file system.
+CASES = [(job, who) for job in JOBS for who in ("root", "user") if (job, who) != ("dpkg", "user")]
+
+
+@pytest.mark.parametrize("job, who", CASES)
 def test_like_on_a_plain_directory(job, who, scratch, as_user):
     if reason := voile_missing():
         pytest.skip(reason)
