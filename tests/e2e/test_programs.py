@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
-from e2e.jobs import JOBS
 
 from differential import snapshot
+from e2e.jobs import JOBS
 from support.overlays import ROOT, voile_missing
 from support.users import USER
 

@@ -114,7 +114,8 @@ class Params:
         return self
 
     def _make_absolute(self) -> None:
-        # The daemon changes to "/", and `voile status` shows these. Not normalised: "a/.." may follow a symlink.
+        # The daemon changes to "/", and `voile status` shows these.  Not normalised: "a/.." may follow a
+        # symlink.
         here = os.getcwdb()
         self.lowerdir = [os.path.join(here, path) for path in self.lowerdir]
         if self.upperdir is not None:
