@@ -127,6 +127,25 @@ def unmount(target: bytes, lazy: bool = False, force: bool = False) -> None:
         _fusermount3_unmount(target, lazy, exc)
 
 
+def set_read_ahead(major: int, minor: int, kind: str, kib: int) -> None:
+    """Let the kernel read ahead that much of a file that is not passed through; after the handshake.
+
+    INIT can only lower it from the default of 128 KiB (fs/fuse/inode.c process_init_reply), at which the
+    requests cost more than the data. Without the privilege, or /sys, it stays as it is.
+    """
+    name = f"{major}:{minor}-fuseblk" if kind == "fuseblk" else f"{major}:{minor}"
+    try:
+        fd = os.open(f"/sys/class/bdi/{name}/read_ahead_kb", os.O_WRONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        os.write(fd, b"%d" % kib)
+    except OSError:
+        pass
+    finally:
+        os.close(fd)
+
+
 def unmount_in_thread(
     target: bytes, lazy: bool, force: bool = False, failed: Callable[[OSError], None] | None = None
 ) -> None:

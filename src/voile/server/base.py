@@ -47,8 +47,6 @@ class Served(Operations):
         self.valid_nsec = int((timeout - self.valid) * 1_000_000_000)
         self.files: dict[int, File] = {}
         self.listings: dict[int, Listing] = {}
-        # Which open directory may use the kernel's cache of listings, by node.
-        self.cached_listings: dict[int, int] = {}
         self.last_fh = 0
         # Nodes whose attributes may change without a request: they may be mapped
         # shared and writable through passthrough.

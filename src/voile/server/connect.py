@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from voile.overlay.params import Params
 
+    # The FUSE device, "fuse" or "fuseblk", and the device number of the mount where it is known.
+    Connection = tuple[int, str, "tuple[int, int] | None"]
+
 # The first kernel that sends FUSE_SYNCFS to a plain fuseblk mount (fs/fuse/inode.c, fuse_fill_super_common).
 _FUSEBLK_SYNCFS = (6, 18)
 
@@ -32,23 +35,24 @@ _FLAG_NAMES = (
 
 def connect(
     params: Params, target: bytes, workdir_fd: int, before_mount: Callable[[], None] | None = None
-) -> tuple[int, str]:
-    """Mount on the absolute path `target`; return the FUSE device, and "fuse" or "fuseblk".
+) -> Connection:
+    """Mount on the absolute path `target`.
 
     `workdir_fd` (-1 without an upper layer) is a place for a moment's scratch.  `before_mount` is called when
     the device is open.  Raises OSError; nothing is mounted then.
     """
     if not creds.has_cap(creds.CAP_SYS_ADMIN):
-        return mountpoint.via_fusermount3(target, _helper_options(params)), "fuse"
+        return mountpoint.via_fusermount3(target, _helper_options(params)), "fuse", None
     fd = mountpoint.open_device()
     try:
         if before_mount is not None:
             before_mount()
         if params.fuseblk and not params.readonly and _fuseblk_helps():
-            kind = _mount_block(fd, params, target, workdir_fd)
-            if kind is not None:
-                return fd, kind
-        return fd, _mount(fd, params, target, None)
+            number = _mount_block(fd, params, target, workdir_fd)
+            if number is not None:
+                return fd, "fuseblk", number
+        _mount(fd, params, target, None)
+        return fd, "fuse", None
     except BaseException:
         os.close(fd)
         raise
@@ -59,8 +63,8 @@ def _fuseblk_helps() -> bool:
     return os.geteuid() == 0 and (int(major), int(minor)) >= _FUSEBLK_SYNCFS
 
 
-def _mount(fd: int, params: Params, target: bytes, block_device: bytes | None) -> str:
-    return mountpoint.mount(
+def _mount(fd: int, params: Params, target: bytes, block_device: bytes | None) -> None:
+    mountpoint.mount(
         fd,
         target,
         source=params.source,
@@ -73,8 +77,8 @@ def _mount(fd: int, params: Params, target: bytes, block_device: bytes | None) -
     )
 
 
-def _mount_block(fd: int, params: Params, target: bytes, workdir_fd: int) -> str | None:
-    """Mount as fuseblk, over a loop device that holds nothing. None: not possible here."""
+def _mount_block(fd: int, params: Params, target: bytes, workdir_fd: int) -> tuple[int, int] | None:
+    """Mount as fuseblk, over a loop device that holds nothing: its number. None: not possible here."""
     from voile.linux import loop
 
     try:
@@ -82,14 +86,16 @@ def _mount_block(fd: int, params: Params, target: bytes, workdir_fd: int) -> str
     except OSError:
         return None  # no loop devices here: syncfs(2) on the mount will then not be asked of us
     try:
-        return _mount_named(fd, params, target, workdir_fd, path)
+        _mount_named(fd, params, target, workdir_fd, path)
+        number = os.fstat(device).st_rdev
+        return os.major(number), os.minor(number)
     except PermissionError:
         return None  # root of a container: not in the initial user namespace
     finally:
         os.close(device)
 
 
-def _mount_named(fd: int, params: Params, target: bytes, workdir_fd: int, device: bytes) -> str:
+def _mount_named(fd: int, params: Params, target: bytes, workdir_fd: int, device: bytes) -> None:
     """Mount the block device `device` so that mountinfo shows `params.source` as its source.
 
     `mount -a` compares the two, and would mount a second time.  The kernel shows the path that it was given:
@@ -97,7 +103,8 @@ def _mount_named(fd: int, params: Params, target: bytes, workdir_fd: int, device
     """
     name = params.source
     if b"/" in name or name in (b"", b".", b"..") or len(name) > 255:
-        return _mount(fd, params, target, device)
+        _mount(fd, params, target, device)
+        return
     scratch = b"#source-%x" % os.getpid()
     here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -106,7 +113,7 @@ def _mount_named(fd: int, params: Params, target: bytes, workdir_fd: int, device
         os.fchdir(there)
         os.close(there)
         os.symlink(device, name)
-        return _mount(fd, params, target, name)
+        _mount(fd, params, target, name)
     finally:
         os.fchdir(here)
         os.close(here)

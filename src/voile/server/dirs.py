@@ -12,6 +12,8 @@ from voile.server.base import Served
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from voile.fuse.requests import Deferred, Request
     from voile.overlay.super import Overlay
 
@@ -38,13 +40,13 @@ class Listing:
         # The upper directory, opened where an fsync is a real one (once-per-open errors).
         self.fd = -1
 
-    def after(self, overlay: Overlay, offset: int) -> list[Item]:
+    def after(self, overlay: Overlay, offset: int) -> Iterator[Item]:
         """The entries behind an offset, 0 for all of them, anew."""
         if self.entries is None or offset == 0:
             self.entries = _in_order(readdir.entries(overlay, self.node))
-        if offset == 0:
-            return self.entries
-        return self.entries[bisect_left(self.entries, (offset + 1,)) :]
+        entries = self.entries
+        for index in range(bisect_left(entries, (offset + 1,)), len(entries)):
+            yield entries[index]
 
 
 def _in_order(entries: list[readdir.Entry]) -> list[Item]:
@@ -67,13 +69,8 @@ class DirOperations(Served):
             listing.fd = namei.open_dir(self.overlay, node.upper)
         fh = self.new_fh()
         self.listings[fh] = listing
-        # The kernel keeps the listing until the directory changes, which it does only through us.  It has one
-        # cache for all readers and goes by offsets (fs/fuse/readdir.c fuse_parse_cache), which mean different
-        # entries in the snapshots of different readers: so only one reader at a time may use it.
-        cache = 0
-        if self.params.timeout is None and req.nodeid not in self.cached_listings:
-            self.cached_listings[req.nodeid] = fh
-            cache = abi.FOPEN_CACHE_DIR | abi.FOPEN_KEEP_CACHE
+        # The kernel keeps the listing until the directory changes, which it does only through us.
+        cache = abi.FOPEN_CACHE_DIR | abi.FOPEN_KEEP_CACHE if self.params.timeout is None else 0
         return replies.open_out(fh, cache)
 
     def readdir(self, req: Request, fh: int, offset: int, size: int) -> bytes:
@@ -108,8 +105,6 @@ class DirOperations(Served):
 
     def releasedir(self, req: Request, fh: int) -> None:
         listing = self.listings.pop(fh)
-        if self.cached_listings.get(req.nodeid) == fh:
-            del self.cached_listings[req.nodeid]
         if listing.fd >= 0:
             os.close(listing.fd)
 

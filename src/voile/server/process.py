@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # <linux/magic.h>
 _FUSE = 0x65735546
+# Of files that are not passed through. As long as the largest request: 1.8 times as fast as the default.
+_READ_AHEAD_KIB = 1024
 _STACKED = frozenset((0x794C7630, 0xF15F))  # overlayfs, ecryptfs
 
 
@@ -41,7 +43,8 @@ def serve(
     `before_mount` is called when the layers and the device are open; `mounted` when the mount answers: it may
     fork and end the parent (`to_background`).  `on_signal` takes SIGTERM, SIGINT and SIGHUP; by default they
     unmount (lazily).  With `debug`, each request and reply is a line on stderr.
-    Raises OSError or overlay.super.MountError when it cannot be mounted; nothing is left behind then.
+    Raises OSError or overlay.super.MountError when it cannot be mounted; nothing is left behind then. Raises
+    overlay.super.LostData at the end, when the sync of a mount that is not volatile says so.
     """
     from voile.fuse import passthrough
     from voile.fuse.session import Config, Session
@@ -54,7 +57,7 @@ def serve(
     try:
         for warning in overlay.warnings:
             _say(f"warning: {warning}")
-        fd, kind = connect(params, target, overlay.workdir_fd, before_mount)
+        fd, kind, device = connect(params, target, overlay.workdir_fd, before_mount)
         try:
             overlay.activate()
             operations = OverlayOperations(overlay, params)
@@ -68,7 +71,12 @@ def serve(
                 operations.use_passthrough(False)
             if mounted is not None:
                 mounted()
-            _record(overlay, target)
+            visible = _visible(target)
+            if visible is not None:
+                overlay.mounted(*visible)
+            device = device or visible
+            if device is not None:
+                mountpoint.set_read_ahead(*device, kind, _READ_AHEAD_KIB)
         except BaseException:
             # Closing the device aborts the connection: then the unmount waits for nobody.
             os.close(fd)
@@ -82,6 +90,8 @@ def serve(
     finally:
         os.close(fd)
         overlay.close()
+    if operations.close_error is not None:
+        raise operations.close_error
 
 
 def _stack_depth(overlay: Overlay) -> int:
@@ -180,13 +190,12 @@ def _check_target(target: bytes) -> bytes:
     return os.path.realpath(target)
 
 
-def _record(overlay: Overlay, target: bytes) -> None:
-    """Tell later mounts of the same directories who has them, if the mount can be seen from here."""
+def _visible(target: bytes) -> tuple[int, int] | None:
+    """The device number of the mount on `target`, if it can be seen from here (`voile run` hides it)."""
     from voile.linux import mountinfo
 
-    found = [mount for mount in mountinfo.read() if mount.mountpoint == target]
-    if found:
-        overlay.mounted(found[-1].major, found[-1].minor)
+    found = [mount.device for mount in mountinfo.read() if mount.mountpoint == target]
+    return found[-1] if found else None
 
 
 def _unmount_quietly(target: bytes) -> None:
