@@ -64,7 +64,7 @@ def build(options: list[bytes], source: bytes | None, *, sloppy: bool = False) -
 def mount(params: Params, target: bytes, *, foreground: bool = False, debug: bool = False) -> int:
     """Mount, and return an exit status in the process that the caller waits for."""
     from voile.fuse.negotiation import ProtocolError
-    from voile.overlay.super import MountError
+    from voile.overlay.super import LostData, MountError
     from voile.server import process
 
     inherited = process.open_files()
@@ -75,6 +75,9 @@ def mount(params: Params, target: bytes, *, foreground: bool = False, debug: boo
             mounted=None if foreground else lambda: process.to_background(inherited),
             debug=debug,
         )
+    except LostData as error:  # it was mounted, and has been unmounted
+        report.say(report.describe(error))
+        return report.SYSTEM
     except (OSError, MountError, ProtocolError) as error:
         report.say(report.describe(error))
         return report.exit_status(error)

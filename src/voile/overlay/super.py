@@ -32,12 +32,16 @@ if TYPE_CHECKING:
 
     Submit = Callable[[Callable[[], Any], Callable[[Any, BaseException | None], None]], None]
 
-__all__ = ["MountError", "Overlay"]
+__all__ = ["LostData", "MountError", "Overlay"]
 
 _DIR_READ = (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY
 # What a caller may ask of an open file that is passed on to the real one.
 _OPEN_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_DIRECT | os.O_NOATIME | os.O_SYNC | os.O_DSYNC
 _SYNC_FLAGS = os.O_SYNC | os.O_DSYNC
+
+
+class LostData(OSError):
+    """The upper file system has lost data while it was mounted, says the sync at unmount."""
 
 
 class FileSystem:
@@ -248,17 +252,31 @@ class Overlay:
         A second call does nothing.
 
         Raises:
-            OSError: the error of that sync.
+            LostData: the error of that sync.
         """
         try:
             if self._active:
                 self._active = False
-                self.whiteouts.close()
-                inuse.erase(self.workdir_fd)
+                self._leave()
                 if not self.volatile:
-                    files.syncfs(self.filesystems[self.upper_layer.dev].fd)
+                    self._sync()
         finally:
             self._close_all()
+
+    def _leave(self) -> None:
+        """Removes what only a live mount needs; what stays is removed by the next one."""
+        for remove in (self.whiteouts.close, lambda: inuse.erase(self.workdir_fd)):
+            try:
+                remove()
+            except OSError:
+                pass  # read-only since an error, most likely: of that the sync tells
+
+    def _sync(self) -> None:
+        try:
+            files.syncfs(self.filesystems[self.upper_layer.dev].fd)
+        except OSError as error:
+            message = f"the upper file system has lost data: {error.strerror} (found by the sync at unmount)"
+            raise LostData(error.errno, message, self.params.upperdir)
 
     def abort(self) -> None:
         """The mount failed: removes what `activate` made, and closes everything."""
