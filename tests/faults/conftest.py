@@ -18,7 +18,7 @@ def overlay_class(name):
 
 
 def umount_after_loss(overlay):
-    """Unmount one that is not volatile after data was lost; whether its daemon (in the foreground) said so."""
+    """Unmount, not volatile, after data was lost; whether the daemon (in the foreground) said so."""
     try:
         overlay.umount()
     except VoileError as exc:
