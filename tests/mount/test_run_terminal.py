@@ -181,7 +181,7 @@ def test_inner_shell_stopped_from_outside_its_control(terminal):
 def test_hang_up(terminal, scratch):
     # A FIFO outside the sandbox tells: opening it waits for the trap.
     os.mkfifo(scratch / "hung-up")
-    # The hang-up comes from the kernel and again from the shell: the second must not find the FIFO without a reader.
+    # The kernel hangs up, and the shell again: the second time nobody reads the FIFO.
     trap = f'trap \\"\\" HUP; echo yes > {scratch}/hung-up; exit'
     terminal.type(f'{RUN} sh -c \'trap "{trap}" HUP; echo rea""dy; while :; do sleep 0.1; done\'\n')
     terminal.expect("ready")
