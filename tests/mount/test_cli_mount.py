@@ -232,6 +232,17 @@ def test_bad_layers(tree, change, says):
     refused(tree, *VOILE, "mount", "-o", bad, f"{tree}/m", says=[words.format(t=tree) for words in says])
 
 
+def test_upper_in_use_by_the_kernel(tree):
+    (tree / "m2").mkdir()
+    subprocess.run(["mount", "-t", "overlay", "-o", options(tree), "overlay", tree / "m2"], check=True)
+    done = call(*VOILE, "mount", "-o", options(tree), tree / "m")
+    assert done.returncode == 32
+    assert f"{tree}/u: upperdir is in use by the overlay mounted on '{tree}/m2'" in done.stderr
+    subprocess.run(["umount", tree / "m2"], check=True)
+    works(call(*VOILE, "mount", "-o", options(tree), tree / "m"))
+    works(call(*VOILE, "umount", tree / "m"))
+
+
 def test_upper_in_use(tree):
     (tree / "m2").mkdir()
     works(call(*VOILE, "mount", "-o", options(tree), tree / "m"))

@@ -36,6 +36,7 @@ def take(fd: int, workdir_fd: int, what: str, path: bytes) -> str | None:
     Raises:
         InUse: its holder is a live mount, or cannot be told from one.
     """
+    _refuse_kernel_overlay(fd, what, path)
     if _lock(fd):
         return None
     deadline = time.monotonic() + _WAIT_S
@@ -46,6 +47,22 @@ def take(fd: int, workdir_fd: int, what: str, path: bytes) -> str | None:
     if _holder_is_detached(workdir_fd):
         return f"{what} '{os.fsdecode(path)}' is still held by a detached mount; taking it over"
     raise InUse(EBUSY, f"{what} is in use by another mount", path)
+
+
+def _refuse_kernel_overlay(fd: int, what: str, path: bytes) -> None:
+    """Kernel overlayfs takes no lock that we could see: its mounts are looked for in the mount table.
+
+    It would itself only warn, and what both then do to the directory is undefined.
+    """
+    # By name only: to stat(2) other people's paths can take for ever.
+    real = os.readlink(b"/proc/self/fd/%d" % fd)
+    for mount in mountinfo.read():
+        if mount.fstype != b"overlay":
+            continue
+        for option in mount.super_options.split(b","):
+            if option in (b"upperdir=" + real, b"workdir=" + real):
+                where = os.fsdecode(mount.mountpoint)
+                raise InUse(EBUSY, f"{what} is in use by the overlay mounted on '{where}'", path)
 
 
 def _lock(fd: int) -> bool:
