@@ -124,7 +124,7 @@ class FileOperations(Served):
         )
 
     def _create_flags(self, flags: int) -> int:
-        keep = flags & (os.O_ACCMODE | os.O_APPEND | os.O_DIRECT | os.O_NOATIME | _SYNC)
+        keep = flags & (os.O_ACCMODE | os.O_APPEND | os.O_NOATIME | _SYNC)
         return keep & ~_SYNC if self.overlay.volatile else keep
 
     def _create_existing(self, req: Request, parent: Dir, name: bytes, flags: int, open_flags: int) -> bytes:

@@ -123,8 +123,13 @@ def detach(inherited: frozenset[int]) -> None:
     """Become a daemon: a session of its own, no files of the caller's, no directory in use.
 
     A caller that reads our stdout or stderr to the end (container engines do) would wait for ever otherwise.
-    `inherited` are the descriptors that came from the caller (`open_files` at the start).
+    `inherited` are the descriptors that came from the caller (`open_files` at the start).  What is written to
+    sys.stderr from now on goes to the system log.
     """
+    import sys
+
+    from voile.server.log import Log
+
     os.setsid()
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for standard in (0, 1, 2):
@@ -133,6 +138,7 @@ def detach(inherited: frozenset[int]) -> None:
     for fd in inherited:
         if fd > 2:
             os.close(fd)
+    sys.stderr = Log()
     os.chdir("/")
 
 
