@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from voile.cli import report
 from voile.cli.arguments import FLAG, VALUE, Options, parse
@@ -68,6 +69,7 @@ def mount(params: Params, target: bytes, *, foreground: bool = False, debug: boo
     from voile.server import process
 
     inherited = process.open_files()
+    started = os.getpid()
     try:
         process.serve(
             params,
@@ -75,12 +77,13 @@ def mount(params: Params, target: bytes, *, foreground: bool = False, debug: boo
             mounted=None if foreground else lambda: process.to_background(inherited),
             debug=debug,
         )
-    except LostData as error:  # it was mounted, and has been unmounted
-        report.say(report.describe(error))
-        return report.SYSTEM
     except (OSError, MountError, ProtocolError) as error:
-        report.say(report.describe(error))
-        return report.exit_status(error)
+        if os.getpid() != started:  # the daemon: its caller has gone, its stderr is the system log
+            print(report.describe(error), file=sys.stderr)
+        else:
+            report.say(report.describe(error))
+        # After LostData it was mounted, and has been unmounted.
+        return report.SYSTEM if isinstance(error, LostData) else report.exit_status(error)
     if not foreground:
         os._exit(0)  # the daemon: nothing is left to tidy up, and nobody to tell
     return report.OK
