@@ -38,7 +38,8 @@ ON_THE_TREE = [
     ("hot open+close", "hotopen", "stat/f00001", 20_000, "µs", "no lookup"),
     ("seq write 1 GiB", "seqwrite", "big", 1024, "GiB/s", ">= 0.9 of kernel"),
     ("seq read 1 GiB", "seqread", "big", 1024, "GiB/s", ">= 0.9 of kernel"),
-    ("seq read 1 GiB, lower", "seqread", "lower-big", 1024, "GiB/s", ">= 0.9 of kernel"),
+    ("seq read 1 GiB, lower, first", "seqread", "lower-big", 1024, "GiB/s", ""),
+    ("seq read 1 GiB, lower, again", "seqread", "lower-big", 1024, "GiB/s", ">= 0.9 of kernel"),
 ]
 VOLATILE = [
     ("fsync, volatile", "fsync", "f", 20_000, "µs", ""),

@@ -8,8 +8,10 @@ import zlib
 class Layer:
     """One layer's directory. Every method returns the layer."""
 
-    def __init__(self, root):
+    def __init__(self, root, ordinary=False):
+        """`ordinary`: built by an ordinary user, without owners, devices and most xattrs."""
         self.root = os.fsencode(root)
+        self.ordinary = ordinary
 
     def path(self, name):
         full = os.path.join(self.root, os.fsencode(name))
@@ -51,6 +53,8 @@ class Layer:
         return self.node(name, stat.S_IFBLK, os.makedev(*device), mode, owner)
 
     def node(self, name, kind, device, mode, owner):
+        if self.ordinary and kind in (stat.S_IFCHR, stat.S_IFBLK):
+            kind, device = stat.S_IFIFO, 0
         os.mknod(self.path(name), kind | 0o600, device)
         return self._finish(name, mode, owner, None)
 
@@ -76,10 +80,15 @@ class Layer:
 
     def _finish(self, name, mode, owner, xattrs):
         path = self.path(name)
-        os.chown(path, *owner, follow_symlinks=False)
+        if not self.ordinary:
+            os.chown(path, *owner, follow_symlinks=False)
         if mode is not None:
             os.chmod(path, mode)
         for key, value in (xattrs or {}).items():
+            if self.ordinary:
+                key = key.replace("trusted.overlay.", "user.overlay.")
+                if key.startswith(("trusted.", "security.")) or mode is None:
+                    continue
             os.setxattr(path, key, value, follow_symlinks=False)
         return self
 
@@ -100,10 +109,10 @@ class Layer:
 class Builder:
     """What a scenario builds with: b.low is the topmost lower layer, b.lows all, b.up the upper one."""
 
-    def __init__(self, layers):
-        self.lows = [Layer(p) for p in layers.lowers]
+    def __init__(self, layers, ordinary=False):
+        self.lows = [Layer(p, ordinary) for p in layers.lowers]
         self.low = self.lows[0]
-        self.up = Layer(layers.upper) if layers.upper else None
+        self.up = Layer(layers.upper, ordinary) if layers.upper else None
 
     def settle(self):
         for layer in [*self.lows, self.up]:

@@ -53,6 +53,11 @@ def fallocate(fd, mode, offset, length):
     _check(_libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)))
 
 
+def set_dumpable():
+    """prctl(PR_SET_DUMPABLE): a change of uid has taken it away, an exec would give it back."""
+    _check(_libc.prctl(4, 1, 0, 0, 0))
+
+
 def syncfs(fd):
     _check(_libc.syncfs(fd))
 

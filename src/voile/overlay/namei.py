@@ -159,6 +159,8 @@ class _Search:
         self._attributes(top, reals[position + 1 :], b"", b"")
         upper_redirect, upper_impure, upper_origin = self.redirect, self.impure, self.origin
         below = reals[position + 1 :]
+        if upper is None:
+            self._may_follow()
         if upper_redirect is not None and upper_redirect[:1] == b"/":
             below = self._roots(top)
         first_ino = -1 if upper is not None else st.st_ino
@@ -168,8 +170,7 @@ class _Search:
             found = self._layer(real, below)
             if found is None:
                 continue
-            if redirect is not None and not ofs.follows_redirects:
-                raise OSError(EPERM, "refusing to follow a redirect")
+            self._may_follow()
             lower, lower_ino = found
             if first_ino < 0:
                 first_ino = lower_ino
@@ -185,6 +186,14 @@ class _Search:
                 _fix_origin(ofs, upper, lowers[0])
                 set_impure(ofs, self.parent)
         return node, st
+
+    def _may_follow(self) -> None:
+        """EPERM at the first lower directory under or with a redirect that must not be followed.
+
+        A redirect leads anywhere in the lower layers, without the permission checks of a path.
+        """
+        if self.redirect is not None and not self.ofs.follows_redirects:
+            raise OSError(EPERM, "refusing to follow a redirect")
 
     def _roots(self, above: RealDir) -> list[RealDir]:
         """The roots of all layers below that of `above`."""

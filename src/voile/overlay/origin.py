@@ -28,7 +28,13 @@ _NO_UUID = bytes(16)
 
 
 def encode(layer: Layer, dir_fd: int, name: bytes, flags: int = 0) -> bytes:
-    """The origin value for an object of `layer`; empty where it has no file handle."""
+    """The origin value for an object of `layer`; empty where a handle could not be followed.
+
+    That is a file system without handles, or a mounter who may not open by them
+    (`ovl_can_decode_fh`).
+    """
+    if not layer.decodes:
+        return b""
     try:
         _mount, kind, handle = files.name_to_handle_at(dir_fd, name, flags)
     except OSError:

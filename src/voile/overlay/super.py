@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["LostData", "MountError", "Overlay"]
 
 _DIR_READ = (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY
-# What a caller may ask of an open file that is passed on to the real one.
-_OPEN_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_DIRECT | os.O_NOATIME | os.O_SYNC | os.O_DSYNC
+# What a caller may ask of an open file that is passed on to the real one.  Not O_DIRECT: the kernel does that
+# itself in passthrough, and our buffers are not aligned for it.
+_OPEN_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_NOATIME | os.O_SYNC | os.O_DSYNC
 _SYNC_FLAGS = os.O_SYNC | os.O_DSYNC
 
 

@@ -1,8 +1,10 @@
 """Open files: data, sizes, holes, locks, files without a name, syncs on ordinary and volatile mounts."""
 
+import array
 import fcntl
 import mmap
 import os
+import termios
 
 from differential.scenario import scenario
 from support.syscalls import (
@@ -418,9 +420,6 @@ def sqlite_like_access(b):
 def ioctls_and_odd_calls(b):
     in_both(b, "f", b"12345")
     t = yield
-    import array
-    import termios
-
     for side in ("low-f", "up-f"):
         fd = os.open(side, os.O_RDWR)
         waiting = array.array("i", [0])
