@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from voile.fuse.workers import WorkerPool
     from voile.overlay.params import Params
     from voile.overlay.super import Overlay
-    from voile.server.dirs import Listing
+    from voile.server.dirs import Item
     from voile.server.files import File
 
 # "For ever": the layers change only through us.
@@ -46,7 +46,9 @@ class Served(Operations):
         self.valid = int(timeout)
         self.valid_nsec = int((timeout - self.valid) * 1_000_000_000)
         self.files: dict[int, File] = {}
-        self.listings: dict[int, Listing] = {}
+        # Listings that are being read, by node; real descriptors of open directories, by handle.
+        self.listings: dict[int, list[Item]] = {}
+        self.dir_fds: dict[int, int] = {}
         self.last_fh = 0
         # Nodes whose attributes may change without a request: they may be mapped
         # shared and writable through passthrough.
@@ -68,11 +70,11 @@ class Served(Operations):
             return super().unexpected(req, raw, exc)
         kept, unique = bytes(raw), req.unique
 
-        def again(error: OSError | None) -> None:
-            if error is None:
-                self.session.dispatch(kept)
+        def again(code: int) -> None:
+            if code:
+                self.session.fail(unique, code)
             else:
-                self.session.fail(unique, error.errno or EIO)
+                self.session.dispatch(kept)
 
         exc.job.waiters.append(again)
         return None

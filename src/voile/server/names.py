@@ -29,8 +29,9 @@ class NameOperations(Served):
     def forget(self, nodeid: int, nlookup: int) -> None:
         nodes = self.overlay.nodes
         nodes.forget(nodeid, nlookup)
-        if self.mapped and nodeid in self.mapped and not nodes.known(nodeid):
+        if (nodeid in self.mapped or nodeid in self.listings) and not nodes.known(nodeid):
             self.mapped.discard(nodeid)
+            self.listings.pop(nodeid, None)
 
     def readlink(self, req: Request) -> bytes:
         return attr.readlink(self.overlay, self.node(req.nodeid))
