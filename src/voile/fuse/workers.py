@@ -41,10 +41,15 @@ class WorkerPool:
     def submit(self, func: Callable[[], Any], done: Callable[[Any, BaseException | None], None]) -> None:
         """Run *func* in a thread, then *done* in the loop. To be called in the loop's thread."""
         self.fileno()
-        if self._running < min(self._limit, self.outstanding + 1):
-            self._start()
         self.outstanding += 1
         self._jobs.put((func, done))
+        if self._running < min(self._limit, self.outstanding):
+            try:
+                self._start()
+            except RuntimeError:
+                # No thread to be had (a container's limit of pids): then it takes the loop's time.
+                if not self._running:
+                    self._work_once()
 
     def run_completions(self) -> None:
         """Call the *done* of every finished job. Exceptions of *done* are printed: nobody can catch them."""
@@ -85,11 +90,15 @@ class WorkerPool:
     def _work(self) -> None:
         os.sched_setaffinity(0, self._cpus)
         while True:
-            func, done = self._jobs.get()
-            try:
-                result, error = func(), None
-            except BaseException as exc:
-                result, error = None, exc
-            self._done.put((done, result, error))
-            os.eventfd_write(self._eventfd, 1)
-            del func, done, result, error  # free what the job held before waiting for the next
+            self._work_once()
+
+    def _work_once(self) -> None:
+        func, done = self._jobs.get()
+        try:
+            result, error = func(), None
+        except BaseException as exc:
+            result, error = None, exc
+        self._done.put((done, result, error))
+        os.eventfd_write(self._eventfd, 1)
+        # An exception refers to this frame: no cycle with it, the garbage collector may be off.
+        del func, done, result, error

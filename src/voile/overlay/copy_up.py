@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import EINVAL, ENODATA, ENOSYS, ENOTTY, ENXIO, EOPNOTSUPP, EPERM, EROFS, EXDEV
+from errno import EINVAL, EIO, ENODATA, ENOSYS, ENOTTY, ENXIO, EOPNOTSUPP, EPERM, EROFS, EXDEV
 
 from voile.linux import files
 from voile.overlay import origin, xattrs
@@ -77,15 +77,18 @@ def _copy_up_one(ofs: Overlay, node: Node, data: bool) -> None:
     ofs.creds.mounter()
     try:
         job.begin()
-        if job.slow and ofs.submit is not None:
-            node.more().job = job
-            ofs.submit(job.run, job.complete)
-            raise Busy(job)
-        job.run()
-        job.finish()
-    except OSError:
+        submit = ofs.submit if job.slow else None
+        if submit is None:
+            job.run()
+            job.finish()
+        else:
+            submit(job.run, job.complete)
+    except BaseException:
         job.abandon()
         raise
+    if submit is not None:
+        node.more().job = job
+        raise Busy(job)
 
 
 class CopyUp:
@@ -105,7 +108,8 @@ class CopyUp:
         self.src = -1
         self.dst = -1
         self.data = data
-        self.waiters: list[Callable[[OSError | None], None]] = []
+        # Called with the errno of the failure, or 0.
+        self.waiters: list[Callable[[int], None]] = []
         self.origin: bytes | None = None
 
     @property
@@ -200,19 +204,26 @@ class CopyUp:
 
     def complete(self, _result: object, exc: BaseException | None) -> None:
         """The end of a job, back in the thread that owns the nodes."""
-        error: OSError | None = None
         if self.node.extra is not None:
             self.node.extra.job = None
+        # Whatever happens: who waits must be told.
+        code = EIO
         try:
-            if exc is not None:
+            if exc is None:
+                self.finish()
+                code = 0
+            elif isinstance(exc, OSError):
+                code = exc.errno or EIO
+            else:
                 raise exc
-            self.finish()
         except OSError as caught:
-            error = caught
-            self.abandon()
-        waiters, self.waiters = self.waiters, []
-        for waiter in waiters:
-            waiter(error)
+            code = caught.errno or EIO
+        finally:
+            if code:
+                self.abandon()
+            waiters, self.waiters = self.waiters, []
+            for waiter in waiters:
+                waiter(code)
 
     def finish(self) -> None:
         """Moves the object to its place and makes the node an upper one."""
@@ -225,17 +236,22 @@ class CopyUp:
         set_impure(ofs, parent)
         before = os.fstat(parent_fd)
         files.renameat2(ofs.work_fd, self.temp, parent_fd, self.node.name, files.RENAME_NOREPLACE)
-        # Copying up is no change of the directory (ovl_do_copy_up restores the times).
-        files.utimensat(parent_fd, b"", before.st_atime_ns, before.st_mtime_ns, files.AT_EMPTY_PATH)
         self.temp = b""
         if isinstance(node, Dir):
             node.upper = RealDir(ofs.upper_layer, parent.upper, node.name)
+        else:
+            node.real = parent.upper
+        self._close()
+        try:
+            # Copying up is no change of the directory (ovl_copy_up_one: "best effort").
+            files.utimensat(parent_fd, b"", before.st_atime_ns, before.st_mtime_ns, files.AT_EMPTY_PATH)
+        except OSError:
+            pass
+        if isinstance(node, Dir):
             # It is a merged directory from now on, and shows another link count.
             ofs.changed(node)
         else:
-            node.real = parent.upper
             self._settle_ino(node)
-        self._close()
 
     def _settle_ino(self, node: Node) -> None:
         """Keeps st_ino, except where the copy broke a lower hard link (ovl_getattr).
@@ -252,11 +268,17 @@ class CopyUp:
     def _finish_unlinked(self) -> None:
         """No name leads here any more: the copy lives as long as it is open."""
         ofs, node = self.ofs, self.node
-        node.more().fd = os.open(self.temp, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=ofs.work_fd)
-        os.unlink(self.temp, dir_fd=ofs.work_fd)
-        self.temp = b""
-        node.real = ofs.upper_layer.root
+        fd = os.open(self.temp, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=ofs.work_fd)
+        root = ofs.upper_layer.root
+        if isinstance(node, Dir):
+            node.upper = RealDir(ofs.upper_layer, root, self.temp)
+            ofs.fds.adopt(node.upper, fd)
+            ofs.fds.pin(node.upper)
+        else:
+            node.more().fd, node.real = fd, root
         self._close()
+        ofs.discard(self.temp)
+        self.temp = b""
 
     def abandon(self) -> None:
         """Removes what there is of the copy."""
