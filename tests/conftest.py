@@ -7,7 +7,7 @@ import pytest
 
 from support.filesystems import Filesystems
 from support.namespace import ISOLATION
-from support.overlays import KernelOverlay, Layers, VoileOverlay, voile_missing
+from support.overlays import HookedOverlay, KernelOverlay, Layers, VoileOverlay, voile_missing
 from support.users import USER, in_child, open_dev_fuse
 
 
@@ -96,6 +96,14 @@ def voile_overlay(layers):
     if reason := voile_missing():
         pytest.skip(reason)
     yield from _factory(VoileOverlay)
+
+
+@pytest.fixture
+def hooked_overlay(layers):
+    """As voile_overlay, with hooks: .hook("crash.3"), .state() (see support/hooked.py)"""
+    if reason := voile_missing():
+        pytest.skip(reason)
+    yield from _factory(HookedOverlay)
 
 
 @pytest.fixture

@@ -1,8 +1,11 @@
 """Two overlays behind one interface: the kernel's (the oracle) and voile's."""
 
+import errno
+import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -81,6 +84,7 @@ class VoileOverlay:
     """`voile mount -f`, one process per mount, whose stderr must stay empty."""
 
     name = "voile"
+    program = (str(ROOT / "voile"),)
 
     def __init__(self, layers):
         self.layers = layers
@@ -92,7 +96,7 @@ class VoileOverlay:
         data = ",".join([self.layers.options(), *filter(None, options)])
         before = os.stat(self.point).st_dev
         self.log = tempfile.TemporaryFile()
-        command = [str(ROOT / "voile"), "mount", "-f", "-o", data, str(self.point)]
+        command = [*self.program, "mount", "-f", "-o", data, str(self.point)]
         self.process = subprocess.Popen(
             command, cwd=self.layers.base, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
         )
@@ -157,6 +161,24 @@ class VoileOverlay:
             self.process = None
         while mountinfo.at(self.point):
             syscalls.umount(self.point, syscalls.MNT_DETACH)
+
+
+class HookedOverlay(VoileOverlay):
+    """One with hooks for tests (see hooked.py)."""
+
+    program = (sys.executable, "-I", "-S", str(Path(__file__).with_name("hooked.py")))
+
+    def hook(self, what):
+        """Calls a hook; the daemon has done it when this returns."""
+        try:
+            return os.getxattr(self.point, f"user.hook.{what}")
+        except OSError as exc:
+            assert exc.errno == errno.ENODATA, exc
+            return None
+
+    def state(self):
+        """What the daemon holds."""
+        return json.loads(self.hook("state"))
 
 
 def voile_missing():

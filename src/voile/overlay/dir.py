@@ -215,9 +215,11 @@ def _make_over_whiteout(
     is_dir: bool,
 ) -> T:
     temp = ofs.temp_name()
-    nursery = _nursery(ofs, parent, temp) if caller is not None else -1
-    made_dir, made = (nursery, b"new") if nursery >= 0 else (ofs.work_fd, temp)
+    nursery = -1
     try:
+        if caller is not None:
+            nursery = _nursery(ofs, parent, temp)
+        made_dir, made = (nursery, b"new") if nursery >= 0 else (ofs.work_fd, temp)
         _become(ofs, caller)
         result = make(made_dir, made)
         if is_dir:
@@ -284,8 +286,7 @@ def hold(ofs: Overlay, node: Node) -> None:
         ofs.fds.pin(node.top)
     elif node.is_upper and node.nlookup > 0 and node.unlinked_fd < 0:
         if node.extra is None or not node.extra.links:
-            flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-            node.more().fd = os.open(node.name, flags, dir_fd=ofs.fds.fd(node.real))
+            ofs.nodes.hold(node)
 
 
 def release_hold(node: Node) -> None:

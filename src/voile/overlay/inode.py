@@ -7,8 +7,8 @@ stack of real directories it merges (`Dir`).  It holds no descriptor of its own,
 except when its last known name is gone while somebody still uses it (`Extra.fd`).
 
 Identity follows fs/overlayfs/inode.c, `ovl_get_inode`: a non-directory in the upper
-layer is one node whatever name leads to it (`NodeTable.by_ino`, kept only for link
-counts above one); lower hard links are separate nodes, because a copy-up breaks
+layer is one node whatever name leads to it (`NodeTable.by_ino`, kept only for what has
+or had a link count above one); lower hard links are separate nodes, because a copy-up breaks
 them.  `ino` is fixed when the node is made and survives copy-up.
 
 Links between parent and child form a cycle on purpose; `NodeTable.forget` breaks
@@ -153,7 +153,7 @@ class NodeTable:
         self._nodes: dict[int, Node] = {ROOT_ID: root}
         self._next = ROOT_ID + 1
         self._fds = fds
-        # Upper non-directories with several names, by the upper's st_ino.
+        # Upper non-directories that several names (may) lead to, by the upper's st_ino.
         self.by_ino: dict[int, Node] = {}
 
     def __len__(self) -> int:
@@ -194,11 +194,33 @@ class NodeTable:
             if parent.children.get(name) is node:
                 del parent.children[name]
         if isinstance(node, Dir):
+            self._release_children(node)
             for real in node.reals:
                 real.pinned = False
             self._fds.drop(node.reals)
         elif node.extra is not None:
             self._forget_extra(node, node.extra)
+
+    def _release_children(self, node: Dir) -> None:
+        """A directory that is forgotten leads nowhere any more: it may be renamed without us knowing.
+
+        The kernel still uses something of it only where that has another name, or is watched by
+        inotify(7) without one.
+        """
+        for name, child in list(node.children.items()):
+            known_by = list(self.names(child)) if child.nlookup > 0 else []
+            if known_by == [(node, name)] and child.is_upper and not child.is_dir:
+                try:
+                    self.hold(child)
+                    self.index(child, os.fstat(child.unlinked_fd).st_ino)
+                except OSError:
+                    pass  # there is nothing left to find
+            self.drop_link(child, node, name)
+
+    def hold(self, node: Node) -> None:
+        """Opens an upper non-directory whose last known name is about to go."""
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+        node.more().fd = os.open(node.name, flags, dir_fd=self._fds.fd(node.real))
 
     def _forget_extra(self, node: Node, extra: Extra) -> None:
         if extra.fd >= 0:
@@ -239,7 +261,7 @@ class NodeTable:
         """A name is gone; another known one takes over, if there is one.
 
         Otherwise the node keeps working through `Extra.fd`, which the caller has
-        opened before the name went (see `dir.hold`).
+        opened before the name went (see `hold`).
         """
         if parent.children.get(name) is node:
             del parent.children[name]

@@ -101,11 +101,11 @@ def _file(
         raise OSError(EPERM, "metacopy file without metacopy=on")
     if layer.index != 0:
         return Node(parent, name, real, ofs.map_ino(layer, st.st_ino), st.st_mode & S_IFMT), st
-    if st.st_nlink > 1:
-        known = ofs.nodes.by_ino.get(st.st_ino)
-        if known is not None:
-            ofs.nodes.add_link(known, parent, name)
-            return known, st
+    # Also with one link: the name that it is known by may be removed already, and the file still be open.
+    known = ofs.nodes.by_ino.get(st.st_ino)
+    if known is not None:
+        ofs.nodes.add_link(known, parent, name)
+        return known, st
     ino = ofs.map_ino(layer, st.st_ino)
     if parent.impure or parent.lowers:
         ino = upper_ino(ofs, xattrs.proc_path(real.fd, name), st, ino)

@@ -1,0 +1,142 @@
+"""voile with hooks for tests, run in place of the program: `python hooked.py mount -f -o …`.
+
+The hooks are called through the mount, by asking any of its objects for an attribute (see `Hooks.asked`):
+
+user.hook.crash.N      the daemon dies instead of doing the N-th change of a file system from now on
+user.hook.fail.N.E     the N-th change from now on fails with errno E
+user.hook.fdlimit.N    so many directory descriptors may stay open between two requests
+user.hook.hold         long work waits until …
+user.hook.go           … it may go on
+user.hook.state        what the daemon holds, as JSON
+
+In the daemon this is one function around each of the few that change a file system: the code under test is
+the real one.
+"""
+
+import errno
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+CHANGES = {
+    "os": (
+        *("chmod", "chown", "copy_file_range", "fchmod", "fchown", "ftruncate", "link", "mkdir", "mknod"),
+        *("pwrite", "removexattr", "rename", "rmdir", "setxattr", "symlink", "unlink", "utime"),
+    ),
+    "files": ("fchmodat2", "ficlone", "linkat", "renameat2", "utimensat"),
+}
+
+
+class Hooks:
+    def __init__(self):
+        self.armed = False
+        self.calls = []
+        self.at = 0
+        self.error = 0
+        self.overlay = None
+        self.operations = None
+        self.go = threading.Event()
+        self.go.set()
+
+    def install(self):
+        from voile.linux import files
+        from voile.overlay import attr, copy_up
+        from voile.overlay.super import Overlay
+        from voile.server.operations import OverlayOperations
+
+        for module, names in ((os, CHANGES["os"]), (files, CHANGES["files"])):
+            for name in names:
+                self.wrap(module, name, lambda *_: True)
+        self.wrap(os, "open", lambda *a: len(a) > 1 and a[1] & (os.O_CREAT | os.O_TRUNC))
+        activate, getxattr, run = Overlay.activate, attr.getxattr, copy_up.CopyUp.run
+        init = OverlayOperations.__init__
+
+        def held(job):
+            self.go.wait()
+            run(job)
+
+        def activated(overlay):
+            self.overlay = overlay
+            activate(overlay)
+
+        def made(operations, *arguments):
+            self.operations = operations
+            init(operations, *arguments)
+
+        def asked(overlay, node, name):
+            if name.startswith(b"user.hook."):
+                return self.asked(*name.decode().split(".")[2:])
+            return getxattr(overlay, node, name)
+
+        Overlay.activate, attr.getxattr, copy_up.CopyUp.run = activated, asked, held
+        OverlayOperations.__init__ = made
+
+    def wrap(self, module, name, counts):
+        real = getattr(module, name)
+
+        def hooked(*args, **kwargs):
+            if self.armed and counts(*args):
+                self.calls.append(name)
+                if len(self.calls) == self.at:
+                    self.armed = False
+                    if not self.error:
+                        os._exit(99)
+                    raise OSError(self.error, os.strerror(self.error))
+            return real(*args, **kwargs)
+
+        setattr(module, name, hooked)
+
+    def asked(self, what, *values):
+        numbers = [int(value) for value in values]
+        if what in ("crash", "fail"):
+            self.armed, self.calls, self.at, self.error = True, [], *numbers, *[0] * (what == "crash")
+        elif what == "fdlimit":
+            self.overlay.fds.limit = numbers[0]
+        elif what == "hold":
+            self.go.clear()
+        elif what == "go":
+            self.go.set()
+        elif what == "state":
+            return self.state()
+        raise OSError(errno.ENODATA, "done")
+
+    def state(self):
+        nodes, operations = self.overlay.nodes, self.operations
+        found = {
+            "calls": self.calls,
+            "nodes": len(nodes),
+            "by_ino": len(nodes.by_ino),
+            "hooked": hooked_in(self.overlay.root),
+            "fds": sorted(descriptors(self.overlay.fds)),
+            "files": len(operations.files),
+            "listings": len(operations.listings),
+            "mapped": len(operations.mapped),
+            "outstanding": operations.pool.outstanding,
+        }
+        return json.dumps(found).encode()
+
+
+def hooked_in(directory):
+    """How many nodes hang below a directory."""
+    return sum(1 + (hooked_in(child) if child.is_dir else 0) for child in directory.children.values())
+
+
+def descriptors(cache):
+    """What every descriptor of the daemon refers to, without those that are only a cache."""
+    cached = {real.fd for real in cache._open if not real.pinned}
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) not in cached:
+            try:
+                yield os.readlink(f"/proc/self/fd/{name}")
+            except OSError:
+                pass  # that of the listing
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+    Hooks().install()
+    from voile.cli.main import main
+
+    sys.exit(main())
