@@ -87,12 +87,12 @@ def _move(
             flags = RENAME_EXCHANGE if over_whiteout else RENAME_WHITEOUT
         elif isinstance(old, Dir) and over_whiteout:
             flags, clean_whiteout = RENAME_EXCHANGE, True
-        if isinstance(new, Dir) and new.upper is not None:
-            _clear(ofs, new, new_parent, new_name)
     _prepare(ofs, old, old_fd, new_parent, same_dir)
     if exchange and new is not None:
         _prepare(ofs, new, new_fd, old_parent, same_dir)
     elif new is not None:
+        if isinstance(new, Dir) and new.upper is not None:
+            _clear(ofs, new, new_parent, new_name)
         overlay_dir.hold(ofs, new)
     # The whiteout that RENAME_WHITEOUT makes is the mounter's, as every whiteout.
     ofs.creds.mounter()
@@ -103,7 +103,10 @@ def _move(
             overlay_dir.release_hold(new)
         raise
     if clean_whiteout:
-        os.unlink(old_name, dir_fd=old_fd)
+        try:
+            os.unlink(old_name, dir_fd=old_fd)
+        except OSError:
+            pass  # it hides nothing, and the rename has been done
     if exchange:
         assert new is not None
         del old_parent.children[old_name]
@@ -221,4 +224,6 @@ def _clear(ofs: Overlay, node: Dir, parent: Dir, name: bytes) -> None:
         files.renameat2(ofs.work_fd, temp, ofs.fds.fd(parent.upper), name, RENAME_EXCHANGE)
     finally:
         ofs.discard(temp)
-    ofs.fds.drop((node.upper,))
+    ofs.fds.drop(node.reals)
+    # Should the rename fail now: what the whiteouts have hidden must not show.
+    node.lowers = ()

@@ -356,8 +356,15 @@ class Overlay:
         return b"#%x" % self._temp
 
     def discard(self, temp: bytes) -> None:
-        """Removes a temporary object with all that is in it; it may be gone already."""
-        trees.remove(self.work_fd, temp)
+        """Removes a temporary object with all that is in it; it may be gone already.
+
+        What cannot be removed stays there until the next mount: it is no reason to say that a
+        change failed which has been made (ovl_cleanup).
+        """
+        try:
+            trees.remove(self.work_fd, temp)
+        except OSError:
+            pass
 
     def statvfs(self) -> os.statvfs_result:
         """statvfs(3) of the upper layer, or of the top lower one."""

@@ -60,8 +60,9 @@ class Maker:
         if not self._alone:
             if not self._shared:
                 ofs.creds.mounter()
-                self._shared = ofs.temp_name()
-                os.mknod(self._shared, MODE, DEVICE, dir_fd=ofs.work_fd)
+                shared = ofs.temp_name()
+                os.mknod(shared, MODE, DEVICE, dir_fd=ofs.work_fd)
+                self._shared = shared
             try:
                 os.link(self._shared, name, src_dir_fd=ofs.work_fd, dst_dir_fd=dir_fd, follow_symlinks=False)
                 return

@@ -1,0 +1,127 @@
+"""Single changes of an overlay, each one system call: test_crash_points kills or fails every step of them.
+
+CHANGES[name] is a function of the mount point.  `build` makes the layers they work on.
+"""
+
+import os
+
+from support import syscalls
+from support.syscalls import RENAME_EXCHANGE
+
+BIG = 600 * 1024  # copied up in another thread also on a volatile mount
+ACL = bytes.fromhex(
+    "02000000 01000700ffffffff 02000700e7030000 04000500ffffffff 10000700ffffffff 20000500ffffffff"
+)
+
+
+def build(layers):
+    """Two lower layers and an upper one with every kind of object and whiteout that the changes need."""
+    top, bottom = layers.lowers
+    upper = layers.upper
+    for layer in (top, bottom, upper):
+        for directory in ("d", "m", "m/sub", "hollow", "other"):
+            (layer / directory).mkdir()
+    for layer, mark in ((top, b"top"), (bottom, b"bottom"), (upper, b"upper")):
+        (layer / "m" / mark.decode()).write_bytes(mark)
+    for name in ("file", "file2", "d/file", "hidden", "d/hidden", "hiddendir-was-file"):
+        (bottom / name).write_bytes(name.encode() * 1000)
+        os.setxattr(bottom / name, "user.x", b"value")
+    (bottom / "big").write_bytes(b"big" * (BIG // 3))
+    (bottom / "deep/er").mkdir(parents=True)
+    (bottom / "deep/er/file").write_bytes(b"deep")
+    os.symlink("target", bottom / "symlink")
+    os.mkfifo(bottom / "fifo", 0o640)
+    (bottom / "hiddendir").mkdir()
+    (bottom / "hiddendir" / "in it").write_bytes(b"")
+    (bottom / "lowerdir").mkdir()
+    (bottom / "lowerdir" / "in it").write_bytes(b"lower")
+    (bottom / "emptydir").mkdir()
+    (bottom / "hollow" / "gone").write_bytes(b"must not come back")
+    (bottom / "hollow" / "gone too").mkdir()
+    (top / "file2").write_bytes(b"the upper of two lower ones")
+    for name in ("hidden", "d/hidden", "hiddendir", "nothing below", "hollow/gone", "hollow/gone too"):
+        os.mknod(upper / name, 0o020000, 0)
+    (upper / "plain").write_bytes(b"plain")
+    (upper / "plain2").write_bytes(b"plain 2")
+    (upper / "file2").write_bytes(b"upper, with lower ones below")
+    (upper / "plaindir").mkdir()
+    (upper / "plaindir" / "in it").write_bytes(b"plain")
+    (upper / "emptyplain").mkdir()
+    (upper / "only whiteouts").mkdir()
+    os.mknod(upper / "only whiteouts" / "w", 0o020000, 0)
+    for layer in (bottom, upper):
+        (layer / "heir").mkdir()
+        os.chown(layer / "heir", 0, 50)
+        os.chmod(layer / "heir", 0o2775)
+        os.setxattr(layer / "heir", "system.posix_acl_default", ACL)
+    (bottom / "heir" / "hidden").write_bytes(b"")
+    os.mknod(upper / "heir" / "hidden", 0o020000, 0)
+
+
+def rename(old, new, flags=0):
+    return lambda point: syscalls.renameat2(point / old, point / new, flags)
+
+
+def _truncating_open(point):
+    os.close(os.open(point / "file", os.O_WRONLY | os.O_TRUNC))
+
+
+def _writing_open(name):
+    return lambda point: os.close(os.open(point / name, os.O_WRONLY))
+
+
+def _create(name):
+    return lambda point: os.close(os.open(point / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+
+
+CHANGES = {
+    "chmod": lambda p: os.chmod(p / "deep/er/file", 0o600),
+    "chmod-dir": lambda p: os.chmod(p / "lowerdir", 0o700),
+    "chown-symlink": lambda p: os.chown(p / "symlink", 1, 2, follow_symlinks=False),
+    "chown-fifo": lambda p: os.chown(p / "fifo", 1, 2),
+    "setxattr": lambda p: os.setxattr(p / "file", "user.y", b"new"),
+    "removexattr": lambda p: os.removexattr(p / "file", "user.x"),
+    "truncate": lambda p: os.truncate(p / "file", 10),
+    "open": _writing_open("d/file"),
+    "open-big": _writing_open("big"),
+    "open-truncating": _truncating_open,
+    "create": _create("d/new"),
+    "create-over-whiteout": _create("d/hidden"),
+    "create-in-heir": _create("heir/hidden"),
+    "mkdir": lambda p: os.mkdir(p / "deep/new"),
+    "mkdir-over-whiteout": lambda p: os.mkdir(p / "hiddendir"),
+    "mkdir-in-heir": lambda p: os.mkdir(p / "heir/hidden"),
+    "symlink-over-whiteout": lambda p: os.symlink("x", p / "hidden"),
+    "mkfifo-over-whiteout": lambda p: os.mkfifo(p / "hidden"),
+    "link-of-lower": lambda p: os.link(p / "file", p / "deep/link"),
+    "link-over-whiteout": lambda p: os.link(p / "plain", p / "d/hidden"),
+    "unlink-lower": lambda p: os.unlink(p / "deep/er/file"),
+    "unlink-both": lambda p: os.unlink(p / "file2"),
+    "unlink-upper": lambda p: os.unlink(p / "plain"),
+    "rmdir-lower": lambda p: os.rmdir(p / "emptydir"),
+    "rmdir-upper": lambda p: os.rmdir(p / "emptyplain"),
+    "rmdir-hollow": lambda p: os.rmdir(p / "hollow"),
+    "rmdir-only-whiteouts": lambda p: os.rmdir(p / "only whiteouts"),
+    "rename-lower": rename("file", "new"),
+    "rename-lower-deep": rename("deep/er/file", "d/new"),
+    "rename-over-lower": rename("plain", "file"),
+    "rename-over-both": rename("file", "file2"),
+    "rename-over-whiteout": rename("file", "hidden"),
+    "rename-upper": rename("plain", "plain3"),
+    "rename-upper-over-whiteout": rename("plain", "hidden"),
+    "rename-big": rename("big", "other/big"),
+    "rename-dir": rename("plaindir", "m/new"),
+    "rename-dir-over-whiteout": rename("plaindir", "hiddendir"),
+    "rename-dir-over-hollow": rename("plaindir", "hollow"),
+    "rename-dir-over-only-whiteouts": rename("plaindir", "only whiteouts"),
+    "rename-dir-over-lower": rename("plaindir", "emptydir"),
+    "redirect": rename("lowerdir", "new"),
+    "redirect-elsewhere": rename("m/sub", "other/sub"),
+    "redirect-merged": rename("m", "other/m"),
+    "redirect-over-whiteout": rename("m", "hiddendir"),
+    "redirect-over-hollow": rename("lowerdir", "hollow"),
+    "exchange-files": rename("file", "plain", RENAME_EXCHANGE),
+    "exchange-dirs": rename("m", "d", RENAME_EXCHANGE),
+    "exchange-file-and-dir": rename("d/file", "lowerdir", RENAME_EXCHANGE),
+    "exchange-upper-and-lower-dir": rename("plaindir", "m/sub", RENAME_EXCHANGE),
+}

@@ -1,0 +1,141 @@
+"""The daemon dies, or a call fails, at every step of every change: the tree is the old one or the new one.
+
+What a change consists of is counted in the daemon (support/hooked.py), so a new step is a new case here.
+"""
+
+import errno
+import hashlib
+import os
+import stat
+
+import pytest
+
+from faults.changes import CHANGES, build
+from support.users import in_child
+
+OPTIONS = "redirect_dir=on"
+
+
+def picture(point):
+    """All that callers see of a tree, but for times."""
+    found = {}
+
+    def look(path, shown):
+        st = os.lstat(path)
+        entry = [oct(st.st_mode), st.st_uid, st.st_gid]
+        if stat.S_ISREG(st.st_mode):
+            with open(path, "rb") as f:
+                entry += [st.st_nlink, hashlib.sha1(f.read()).hexdigest()]
+        elif stat.S_ISLNK(st.st_mode):
+            entry.append(os.readlink(path))
+        for name in sorted(os.listxattr(path, follow_symlinks=False)):
+            entry.append((name, os.getxattr(path, name, follow_symlinks=False)))
+        found[shown] = entry
+        if stat.S_ISDIR(st.st_mode):
+            for name in sorted(os.listdir(path)):
+                # The kernel's overlayfs lists whiteouts in directories that are not merged.
+                if os.path.lexists(f"{path}/{name}"):
+                    look(f"{path}/{name}", f"{shown}/{name}")
+
+    look(str(point), "")
+    return found
+
+
+def seen(point):
+    return in_child(lambda: picture(point))
+
+
+def attempt(change, point):
+    """The errno of a change, or None."""
+
+    def run():
+        try:
+            change(point)
+        except OSError as exc:
+            return exc.errno
+        return None
+
+    return in_child(run)
+
+
+def look_again(overlay):
+    """What a fresh mount of the layers shows."""
+    point = overlay.mount(OPTIONS)
+    tree = seen(point)
+    overlay.umount()
+    return tree
+
+
+def left_in_work(layers):
+    return [name for name in os.listdir(layers.work / "work") if name != "incompat"]
+
+
+def states(change, layers, hooked_overlay):
+    """The tree before and after a change, and the steps it takes."""
+    made = layers(lowers=2)
+    build(made)
+    overlay = hooked_overlay(made)
+    point = overlay.mount(OPTIONS)
+    old = seen(point)
+    overlay.hook("crash.0")
+    assert attempt(change, point) is None
+    steps = overlay.state()["calls"]
+    new = seen(point)
+    overlay.umount()
+    assert steps, "it changes nothing"
+    return old, new, steps
+
+
+def difference(tree, expected):
+    return {
+        path: (tree.get(path), expected.get(path))
+        for path in tree | expected
+        if tree.get(path) != expected.get(path)
+    }
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_killed_at_every_step(name, layers, hooked_overlay, kernel_overlay):
+    change = CHANGES[name]
+    old, new, steps = states(change, layers, hooked_overlay)
+    for number, step in enumerate(steps, 1):
+        made = layers(lowers=2)
+        build(made)
+        overlay = hooked_overlay(made)
+        point = overlay.mount(OPTIONS)
+        overlay.hook(f"crash.{number}")
+        attempt(change, point)
+        assert overlay.process.wait(20) == 99, "the daemon has not come to this step"
+        overlay.close()
+        tree = look_again(hooked_overlay(made))
+        assert tree in (old, new), f"killed before {step} (step {number} of {steps}): {difference(tree, old)}"
+        assert left_in_work(made) == []
+        assert look_again(kernel_overlay(made)) == tree
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC])
+@pytest.mark.parametrize("name", CHANGES)
+def test_failing_at_every_step(name, error, layers, hooked_overlay):
+    """An error in the middle: the caller is told the truth, and the change can be tried again."""
+    change = CHANGES[name]
+    old, new, steps = states(change, layers, hooked_overlay)
+    for number, step in enumerate(steps, 1):
+        where = f"{step} fails (step {number} of {steps})"
+        made = layers(lowers=2)
+        build(made)
+        overlay = hooked_overlay(made)
+        point = overlay.mount(OPTIONS)
+        overlay.hook(f"fail.{number}.{error}")
+        failed = attempt(change, point)
+        overlay.check()
+        tree = seen(point)
+        expected = new if failed is None else old
+        assert tree == expected, f"{where}, errno {failed}: {difference(tree, expected)}"
+        if failed is not None:
+            assert attempt(change, point) is None, f"{where}: it cannot be tried again"
+            tree = seen(point)
+            assert tree == new, f"{where}, tried again: {difference(tree, new)}"
+        overlay.umount()
+        # What cannot be removed is removed by the next mount.
+        assert step in ("unlink", "rmdir") or left_in_work(made) == [], where
+        assert look_again(hooked_overlay(made)) == new, where
