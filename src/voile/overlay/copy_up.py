@@ -69,6 +69,8 @@ def copy_up(ofs: Overlay, node: Node, *, data: bool = True) -> None:
     for each in reversed(chain):
         if each.extra is not None and each.extra.job is not None:
             raise Busy(each.extra.job)
+        if ofs.fds.full:
+            ofs.fds.trim()  # the way up may be longer than there are descriptors
         _copy_up_one(ofs, each, data)
 
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import time
 from errno import EBUSY
 
-from voile.linux import mountinfo
+from voile.linux import mountinfo, trees
 
 RECORD = b"voile.mount"
 _WAIT_S = 2.0
@@ -75,7 +76,9 @@ def _lock(fd: int) -> bool:
 
 def record(workdir_fd: int, major: int, minor: int) -> None:
     """Writes down who holds the lock: this process, and the device number of its mount."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    # Whatever is there may be a fifo or a device: it must not even be opened.
+    trees.remove(workdir_fd, RECORD)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     fd = os.open(RECORD, flags, 0o600, dir_fd=workdir_fd)
     try:
         os.write(fd, b"%d %d %d\n" % (os.getpid(), major, minor))
@@ -92,6 +95,8 @@ def erase(workdir_fd: int) -> None:
 
 def _read(workdir_fd: int) -> tuple[int, int, int] | None:
     try:
+        if not stat.S_ISREG(os.stat(RECORD, dir_fd=workdir_fd, follow_symlinks=False).st_mode):
+            return None
         fd = os.open(RECORD, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=workdir_fd)
     except OSError:
         return None

@@ -9,8 +9,8 @@ nothing in a hostile layer can lead out of it.  Every access to an object of a
 layer is a `RealDir` descriptor and one name.
 
 Descriptors are a cache: `FdCache` closes the oldest when there are too many, but
-only between two requests (`FdCache.trim`), so that no operation loses a
-descriptor it is using.  Directories that were removed while somebody still uses
+only between two requests and before a copy-up (`FdCache.trim`), so that no operation
+loses a descriptor it is using.  Directories that were removed while somebody still uses
 them are pinned: they could not be found again by name.
 """
 
@@ -96,10 +96,14 @@ class FdCache:
         while above is not None and above.fd < 0:
             chain.append(above)
             above = above.parent
+        passed: RealDir | None = None
         for each in reversed(chain):
             assert each.parent is not None, "a layer's root is always open"
             each.fd = os.open(each.name, DIR_FLAGS, dir_fd=each.parent.fd)
             self._open.append(each)
+            if passed is not None and self.full:
+                self._close(passed)  # a tree may be deeper than there are descriptors
+            passed = each
         return real.fd
 
     def adopt(self, real: RealDir, fd: int) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import EINVAL, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM
+from errno import EACCES, EINVAL, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM
 
 from voile.linux import files
 from voile.overlay import origin, whiteout, xattrs
@@ -37,7 +37,8 @@ S_IFDIR = 0o040000
 S_IFREG = 0o100000
 S_IFCHR = 0o020000
 
-_MISSING = (ENOENT, ENOTDIR)
+# ENAMETOOLONG: a name of another layer, or of a redirect (ovl_lookup_single).
+_MISSING = (ENOENT, ENOTDIR, ENAMETOOLONG)
 
 
 def lookup(ofs: Overlay, parent: Dir, name: bytes) -> tuple[Node, os.stat_result] | None:
@@ -206,6 +207,9 @@ class _Search:
         path = self.look
         components = [each for each in path.split(b"/") if each]
         for number, component in enumerate(components):
+            if component in (b".", b".."):
+                # As lookup_one() in the kernel: nothing in a redirect leads out of a layer.
+                raise OSError(EACCES, "invalid redirect")
             parent_fd = self.ofs.fds.fd(real)
             try:
                 st = os.stat(component, dir_fd=parent_fd, follow_symlinks=False)
@@ -220,6 +224,8 @@ class _Search:
             if self.ofs.hidden and (st.st_dev, st.st_ino) in self.ofs.hidden:
                 self.stop = True
                 return None
+            if number and self.ofs.fds.full:
+                self.ofs.fds.drop((real,))  # it was opened for this step only
             real = RealDir(real.layer, real, component)
             ino = st.st_ino
             if below:
@@ -284,13 +290,8 @@ def _fix_origin(ofs: Overlay, upper: RealDir, lower: RealDir) -> None:
 
 def _check_redirect(value: bytes) -> None:
     """Refuses what `ovl_get_redirect_xattr` calls invalid."""
-    if value[:1] == b"/":
-        parts = value[1:].split(b"/")
-    else:
-        parts = [value]
-        if b"/" in value:
-            raise OSError(EINVAL, "invalid redirect")
-    if any(part in (b"", b".", b"..") for part in parts):
+    absolute = value[:1] == b"/"
+    if b"" in value.removeprefix(b"/").split(b"/") or b"\0" in value or (b"/" in value and not absolute):
         raise OSError(EINVAL, "invalid redirect")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import resource
-from errno import EINVAL
+from errno import EINVAL, ELOOP, ENOENT, ENOTDIR
 
 from voile.linux import creds as linux_creds
 from voile.linux import files, trees
@@ -141,8 +141,10 @@ class Overlay:
                 self.warnings.append(warning)
         try:
             fd = trees.open_directory(work.fd, b"work")
-        except FileNotFoundError:
-            pass
+        except OSError as exc:
+            # Anything but a directory is cleared away, as the kernel does it.
+            if exc.errno not in (ENOENT, ENOTDIR, ELOOP):
+                raise
         else:
             try:
                 marker.check(fd, work.path)
