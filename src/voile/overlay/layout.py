@@ -151,20 +151,22 @@ def check_xattrs(upper: Place, userxattr: bool) -> None:
         raise MountError(exc.errno, message, upper.path) from None
 
 
-def private_tree(place: Place, readonly: bool) -> int:
-    """A descriptor of the directory in a mount of our own, without what is mounted below.
+def private_tree(place: Place) -> int:
+    """A descriptor of a lower layer's directory in a mount of our own, without what is mounted below.
 
-    As clone_private_mount() in the kernel: a lower layer cannot be written to through it,
+    As clone_private_mount() in the kernel: the layer cannot be written to through it,
     reading sets no access times.  Without the privilege for it, the directory as it is.
     """
-    return _clone(place.fd, mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOATIME if readonly else 0)
+    noatime = mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOATIME
+    # The access-time setting may be locked (in a user namespace): then without it.
+    return _clone(place.fd, (noatime, mount.MOUNT_ATTR__ATIME), (mount.MOUNT_ATTR_RDONLY, 0))
 
 
-def private_pair(upper: Place, work: Place, noatime: bool = False) -> tuple[int, int, int]:
+def private_pair(upper: Place, work: Place, params: Params) -> tuple[int, int, int]:
     """Upper and work directory in *one* mount of our own: rename(2) does not cross mounts.
 
-    With `noatime`, reading through it sets no access times: the kernel reads passthrough
-    files by the rules of this mount, not by those of the FUSE mount.
+    Its access times follow the options, whatever those of the upper file system's own mount
+    are: the kernel reads passthrough files by the rules of this one, not of the FUSE mount.
 
     Returns:
         Their descriptors, and that of the mount (-1: without the privilege, the
@@ -176,7 +178,9 @@ def private_pair(upper: Place, work: Place, noatime: bool = False) -> tuple[int,
     try:
         base = os.open(common, DIR_FLAGS)
         try:
-            tree = _clone(base, mount.MOUNT_ATTR_NOATIME if noatime else 0)
+            tree = _clone(
+                base, (_access_times(params), mount.MOUNT_ATTR__ATIME | mount.MOUNT_ATTR_NODIRATIME)
+            )
         finally:
             os.close(base)
         for place in (upper, work):
@@ -193,18 +197,23 @@ def private_pair(upper: Place, work: Place, noatime: bool = False) -> tuple[int,
     return opened[0], opened[1], tree
 
 
-def _clone(fd: int, attributes: int) -> int:
+def _access_times(params: Params) -> int:
+    if params.readonly or params.ms_flags & mount.MS_NOATIME:
+        return mount.MOUNT_ATTR_NOATIME
+    strict = params.ms_flags & mount.MS_STRICTATIME
+    files = mount.MOUNT_ATTR_STRICTATIME if strict else mount.MOUNT_ATTR_RELATIME
+    return files | (mount.MOUNT_ATTR_NODIRATIME if params.ms_flags & mount.MS_NODIRATIME else 0)
+
+
+def _clone(fd: int, *wishes: tuple[int, int]) -> int:
+    """A mount of the directory alone, with the first of the attributes (to set, to clear) that may be had."""
     try:
         tree = mount.open_tree(
             fd, b"", mount.OPEN_TREE_CLONE | mount.OPEN_TREE_CLOEXEC | mount.AT_EMPTY_PATH
         )
     except OSError:
         return os.dup(fd)
-    # The access-time setting may be locked (in a user namespace): then without it.
-    for wanted in (attributes, attributes & ~mount.MOUNT_ATTR_NOATIME):
-        clear = mount.MOUNT_ATTR__ATIME if wanted & mount.MOUNT_ATTR_NOATIME else 0
-        if wanted == 0:
-            break
+    for wanted, clear in wishes:
         try:
             mount.mount_setattr(tree, b"", mount.AT_EMPTY_PATH, wanted, clear)
             break

@@ -14,7 +14,6 @@ from errno import EINVAL, ELOOP, ENOENT, ENOTDIR
 
 from voile.linux import creds as linux_creds
 from voile.linux import files, trees
-from voile.linux.mount import MS_NOATIME
 from voile.overlay import inuse, xattrs
 from voile.overlay.creds import Creds
 from voile.overlay.inode import Dir, Node, NodeTable
@@ -156,11 +155,11 @@ class Overlay:
     def _open_layers(self, layout: Layout) -> None:
         if layout.upper is not None and layout.work is not None:
             self.upper_fd, self.workdir_fd, self._tree_fd = private_pair(
-                layout.upper, layout.work, noatime=bool(self.params.ms_flags & MS_NOATIME)
+                layout.upper, layout.work, self.params
             )
             self.upper_layer = self._layer(0, layout.upper, os.dup(self.upper_fd))
         for index, place in enumerate(layout.lowers, 1):
-            self.lowers.append(self._layer(index, place, private_tree(place, readonly=True)))
+            self.lowers.append(self._layer(index, place, private_tree(place)))
         self.samefs = len(self.filesystems) == 1
         # As ovl_get_layers: the bits for the number of file systems, and one reserved.
         self._ino_shift = 64 - ((len(self.filesystems) - 1).bit_length() + 1) + 1
