@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import select
 import shutil
 import signal
 import stat
@@ -249,6 +250,30 @@ def test_upper_in_use(tree):
     done = call(*VOILE, "mount", "-o", options(tree), tree / "m2")
     assert done.returncode == 32
     assert f"{tree}/u" in done.stderr and "in use" in done.stderr
+    works(call(*VOILE, "umount", tree / "m"))
+    works(call(*VOILE, "mount", "-o", options(tree), tree / "m2"))
+    works(call(*VOILE, "umount", tree / "m2"))
+
+
+def test_upper_of_a_lazily_unmounted_mount(tree):
+    (tree / "m2").mkdir()
+    works(call(*VOILE, "mount", "-o", options(tree), tree / "m"))
+    pidfd = os.pidfd_open(status(tree / "m")["pid"])
+    with open(tree / "m" / "file"):
+        works(call(*VOILE, "umount", "--lazy", tree / "m"))
+        begin = time.monotonic()
+        taken = call(*VOILE, "mount", "-o", options(tree), tree / "m")
+        assert 1.9 < time.monotonic() - begin < 3.5
+        assert taken.returncode == 0
+        assert [line.partition(" is still held")[0] for line in taken.stderr.splitlines()] == [
+            f"voile: warning: upperdir '{tree}/u'",
+            f"voile: warning: workdir '{tree}/w'",
+        ]
+        assert call(*VOILE, "mount", "-o", options(tree), tree / "m2").returncode == 32
+    # The old mount ends; the new one is not left without a lock.
+    assert select.select([pidfd], [], [], 20)[0]
+    os.close(pidfd)
+    assert call(*VOILE, "mount", "-o", options(tree), tree / "m2").returncode == 32
     works(call(*VOILE, "umount", tree / "m"))
     works(call(*VOILE, "mount", "-o", options(tree), tree / "m2"))
     works(call(*VOILE, "umount", tree / "m2"))

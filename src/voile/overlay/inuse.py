@@ -3,7 +3,8 @@
 The kernel marks the inodes (`ovl_inuse_trylock`); we lock the directories with flock(2),
 which ends with the daemon however it ends.  Container engines unmount and mount the same
 upper at once, while the old daemon may still be ending, and unmount lazily: so a lock is
-waited for, and when its holder's mount is gone from its mount table it is taken over.
+waited for, and when its holder's mount is gone from its mount table it is taken over:
+whoever does so gets the lock as soon as the old holder ends.
 
 The holder writes who it is (pid and device number of its mount) beside the work directory's
 ``work``.
@@ -20,7 +21,7 @@ from errno import EBUSY
 from voile.linux import mountinfo, trees
 
 RECORD = b"voile.mount"
-_WAIT_S = 2.0
+WAIT_S = 2.0
 _STEP_S = 0.01
 
 
@@ -28,25 +29,26 @@ class InUse(OSError):
     """The directory belongs to a live mount (EBUSY)."""
 
 
-def take(fd: int, workdir_fd: int, what: str, path: bytes) -> str | None:
+def take(fd: int, workdir_fd: int, what: str, path: bytes, deadline: float) -> bool:
     """Locks the directory `fd` for as long as it, or a copy inherited by fork, stays open.
 
+    `deadline` (time.monotonic) is until when to wait for another holder: `WAIT_S` from now.
+
     Returns:
-        A warning when the lock was taken over from a mount that is detached, else None.
+        False when its holder is a mount that is detached, and still has the lock: `take_later`.
 
     Raises:
         InUse: its holder is a live mount, or cannot be told from one.
     """
     _refuse_kernel_overlay(fd, what, path)
-    if _lock(fd):
-        return None
-    deadline = time.monotonic() + _WAIT_S
-    while time.monotonic() < deadline:
+    while not _lock(fd):
+        if time.monotonic() >= deadline:
+            break
         time.sleep(_STEP_S)
-        if _lock(fd):
-            return None
+    else:
+        return True
     if _holder_is_detached(workdir_fd):
-        return f"{what} '{os.fsdecode(path)}' is still held by a detached mount; taking it over"
+        return False
     raise InUse(EBUSY, f"{what} is in use by another mount", path)
 
 
@@ -72,6 +74,13 @@ def _lock(fd: int) -> bool:
         return True
     except BlockingIOError:
         return False
+
+
+def take_later(fd: int) -> None:
+    """Has a thread wait for the lock of the detached mount, whose end must not leave ours without one."""
+    import threading
+
+    threading.Thread(target=fcntl.flock, args=(fd, fcntl.LOCK_EX), name="inuse", daemon=True).start()
 
 
 def record(workdir_fd: int, major: int, minor: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from errno import EINVAL, ELOOP, ENOENT, ENOTDIR
 
 from voile.linux import creds as linux_creds
@@ -76,7 +77,8 @@ class Overlay:
         "params", "names", "filesystems", "upper_layer", "lowers", "fds", "nodes", "root",
         "work_fd", "workdir_fd", "upper_fd", "sync", "namelen", "samefs", "hidden", "creds",
         "whiteouts", "submit", "changed", "origins", "warnings", "writable", "volatile",
-        "follows_redirects", "_ino_shift", "_temp", "_tree_fd", "_locks", "_made_work", "_active",
+        "follows_redirects", "_ino_shift", "_temp", "_tree_fd", "_locks", "_take_later", "_made_work",
+        "_active",
     )  # fmt: skip
 
     upper_layer: Layer
@@ -104,6 +106,7 @@ class Overlay:
         self.warnings: list[str] = []
         self._temp = 0
         self._locks: list[int] = []
+        self._take_later: list[int] = []
         self._made_work = False
         self._active = False
 
@@ -132,12 +135,14 @@ class Overlay:
 
     def _claim(self, upper: Place, work: Place) -> None:
         """Everything that can refuse an upper and a work directory."""
+        deadline = time.monotonic() + inuse.WAIT_S
         for place in (upper, work):
             fd = os.open(b".", _DIR_READ, dir_fd=place.fd)
             self._locks.append(fd)
-            warning = inuse.take(fd, work.fd, place.role, place.path)
-            if warning is not None:
-                self.warnings.append(warning)
+            if not inuse.take(fd, work.fd, place.role, place.path, deadline):
+                self._take_later.append(fd)
+                what = f"{place.role} '{os.fsdecode(place.path)}'"
+                self.warnings.append(f"{what} is still held by a detached mount; taking it over")
         try:
             fd = trees.open_directory(work.fd, b"work")
         except OSError as exc:
@@ -247,6 +252,8 @@ class Overlay:
         """Tells later mounts of the same directories who has them (see inuse)."""
         if self.writable:
             inuse.record(self.workdir_fd, major, minor)
+        for fd in self._take_later:
+            inuse.take_later(fd)
 
     def close(self) -> None:
         """The end of the mount: syncs the upper, unless volatile, and closes everything.
