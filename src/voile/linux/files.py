@@ -17,6 +17,10 @@ import struct
 from voile.linux import libc
 from voile.linux.libc import c_char_p, c_int, c_int64, c_long, c_size_t, c_uint, c_void_p, check, text
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from mmap import mmap
+
 AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_REMOVEDIR = 0x200
@@ -87,9 +91,15 @@ _sync_file_range = libc.function("sync_file_range", c_int, c_int64, c_int64, c_u
 _fallocate = libc.function("fallocate", c_int, c_int, c_int64, c_int64)
 _fstatfs = libc.function("fstatfs", c_int, c_void_p)
 
+_syscall_getxattrat = libc.syscall_function(c_int, c_char_p, c_uint, c_char_p, c_char_p, c_size_t)
+_syscall_listxattrat = libc.syscall_function(c_int, c_char_p, c_uint, c_void_p, c_size_t)
+
 _OPEN_HOW = struct.Struct("=QQQ")
 _TIMESPECS = struct.Struct("=qqqq")
 _FILE_HANDLE = struct.Struct("=Ii")
+_XATTR_ARGS = struct.Struct("=QII")
+# No such system call, also in the words of a container's filter; or not enough room.
+_ANOTHER_WAY = frozenset((errno.ENOSYS, errno.EPERM, errno.ERANGE))
 
 
 def openat2(dirfd: int, path: bytes, flags: int, mode: int = 0, resolve: int = 0) -> int:
@@ -136,6 +146,39 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     while _fallocate(fd, mode, offset, length) < 0:
         if libc.get_errno() != errno.EINTR:
             check(-1)
+
+
+def _xattr_path(dirfd: int, name: bytes) -> bytes:
+    return name if dirfd == AT_FDCWD else b"/proc/self/fd/%d/%s" % (dirfd, name)
+
+
+def getxattrat(dirfd: int, name: bytes, attribute: bytes, flags: int = AT_SYMLINK_NOFOLLOW) -> bytes:
+    """getxattr(2) of `name` in `dirfd`, by default of a symbolic link itself.
+
+    The system call is new in 6.13, and twice as fast as a path below /proc, which does the same before, and
+    for long values.
+    """
+    room = libc.chars(1024)
+    arguments = _XATTR_ARGS.pack(libc.addressof(room), 1024, 0)
+    size = _syscall_getxattrat(libc.NR_GETXATTRAT, dirfd, text(name), flags, text(attribute), arguments, 16)
+    if size >= 0:
+        return room.raw[:size]
+    if libc.get_errno() not in _ANOTHER_WAY:
+        check(-1, name)
+    follow = not flags & AT_SYMLINK_NOFOLLOW
+    return os.getxattr(_xattr_path(dirfd, name), attribute, follow_symlinks=follow)
+
+
+def listxattrat(dirfd: int, name: bytes, flags: int = AT_SYMLINK_NOFOLLOW) -> list[bytes]:
+    """listxattr(2) of `name` in `dirfd`, as `getxattrat`."""
+    room = libc.chars(1024)
+    size = _syscall_listxattrat(libc.NR_LISTXATTRAT, dirfd, text(name), flags, room, 1024)
+    if size >= 0:
+        return room.raw[:size].split(b"\0")[:-1]
+    if libc.get_errno() not in _ANOTHER_WAY:
+        check(-1, name)
+    follow = not flags & AT_SYMLINK_NOFOLLOW
+    return [os.fsencode(each) for each in os.listxattr(_xattr_path(dirfd, name), follow_symlinks=follow)]
 
 
 def fchmodat2(dirfd: int, name: bytes, mode: int, flags: int = 0) -> None:
@@ -240,7 +283,7 @@ def statx(dirfd: int, path: bytes, flags: int = 0, mask: int = STATX_BASIC_STATS
     return Statx(buffer)
 
 
-def getdents64(fd: int, buffer: bytearray) -> int:
+def getdents64(fd: int, buffer: bytearray | mmap) -> int:
     """Fill `buffer` with struct linux_dirent64 records; the number of bytes, 0 at the end.
 
     A record is u64 d_ino, s64 d_off, u16 d_reclen, u8 d_type, then the NUL-terminated name.

@@ -12,6 +12,7 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from mmap import mmap
     from typing import Any
 
 c_char_p = ctypes.c_char_p
@@ -40,6 +41,8 @@ NR_FSMOUNT = 432
 NR_OPENAT2 = 437
 NR_MOUNT_SETATTR = 442
 NR_FCHMODAT2 = 452
+NR_GETXATTRAT = 464
+NR_LISTXATTRAT = 465
 
 # The older ones, for calls that some C libraries have no function for.
 _NAMES = (
@@ -115,9 +118,14 @@ def text(value: bytes) -> bytes:
     return value
 
 
-def view(buffer: bytearray) -> ctypes.Array[ctypes.c_char]:
+def view(buffer: bytearray | mmap) -> ctypes.Array[ctypes.c_char]:
     """A writable view of `buffer` that can be passed as a c_void_p."""
     return (ctypes.c_char * len(buffer)).from_buffer(buffer)
+
+
+def chars(size: int) -> ctypes.Array[ctypes.c_char]:
+    """`size` bytes that a system call may write to."""
+    return (ctypes.c_char * size)()
 
 
 def array(ctype: Any, values: list[int]) -> Any:

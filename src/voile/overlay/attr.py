@@ -29,6 +29,15 @@ def shown_nlink(node: Node, st: os.stat_result) -> int:
     return st.st_nlink
 
 
+def place(ofs: Overlay, node: Node) -> tuple[int, bytes, int]:
+    """The real object of `node`: a directory, a name in it, and the AT_* flags to go with them."""
+    if isinstance(node, Dir):
+        return ofs.fds.fd(node.top), b".", files.AT_SYMLINK_NOFOLLOW
+    if node.unlinked_fd >= 0:
+        return files.AT_FDCWD, xattrs.proc_fd(node.unlinked_fd), 0
+    return ofs.fds.fd(node.real), node.name, files.AT_SYMLINK_NOFOLLOW
+
+
 def proc_path(ofs: Overlay, node: Node) -> tuple[bytes, bool]:
     """A path for the real object of `node`, and whether its last component is to be followed."""
     if isinstance(node, Dir):
@@ -51,15 +60,15 @@ def chmod(ofs: Overlay, node: Node, mode: int) -> None:
 def chown(ofs: Overlay, node: Node, uid: int, gid: int) -> None:
     """lchown(2); -1 leaves an id as it is.  The file system below drops the s-bits."""
     copy_up(ofs, node)
-    path, follow = proc_path(ofs, node)
-    os.chown(path, uid, gid, follow_symlinks=follow)
+    dir_fd, name, at_flags = place(ofs, node)
+    os.chown(name, uid, gid, dir_fd=dir_fd, follow_symlinks=not at_flags)
 
 
 def utimes(ofs: Overlay, node: Node, atime_ns: int, mtime_ns: int) -> None:
     """utimensat(2); nanoseconds, `UTIME_NOW` or `UTIME_OMIT`."""
     copy_up(ofs, node)
-    path, follow = proc_path(ofs, node)
-    files.utimensat(files.AT_FDCWD, path, atime_ns, mtime_ns, 0 if follow else files.AT_SYMLINK_NOFOLLOW)
+    dir_fd, name, at_flags = place(ofs, node)
+    files.utimensat(dir_fd, name, atime_ns, mtime_ns, at_flags)
 
 
 def truncate(ofs: Overlay, node: Node, size: int) -> None:
@@ -88,8 +97,8 @@ def drop_privileges(ofs: Overlay, node: Node) -> None:
         mode &= ~stat.S_ISGID
     if mode != st.st_mode:
         chmod(ofs, node, mode)
-    path, follow = proc_path(ofs, node)
-    if xattrs.get(path, xattrs.CAPABILITY, follow) is None:
+    dir_fd, name, at_flags = place(ofs, node)
+    if xattrs.get_at(dir_fd, name, xattrs.CAPABILITY, at_flags) is None:
         return
     copy_up(ofs, node)
     path, follow = proc_path(ofs, node)
@@ -101,12 +110,9 @@ def drop_privileges(ofs: Overlay, node: Node) -> None:
             raise
 
 
-def has_privileges(ofs: Overlay, node: Node, st: os.stat_result) -> bool:
-    """Whether a write has something to take away from this file."""
-    if st.st_mode & stat.S_ISUID or st.st_mode & _SGID_EXEC == _SGID_EXEC:
-        return True
-    path, follow = proc_path(ofs, node)
-    return xattrs.get(path, xattrs.CAPABILITY, follow) is not None
+def has_set_id(mode: int) -> bool:
+    """Whether a write takes set-id bits away from a file of this mode."""
+    return bool(mode & stat.S_ISUID) or mode & _SGID_EXEC == _SGID_EXEC
 
 
 def getxattr(ofs: Overlay, node: Node, name: bytes) -> bytes:
@@ -116,9 +122,9 @@ def getxattr(ofs: Overlay, node: Node, name: bytes) -> bytes:
         OSError: ENODATA also for an ACL on a layer that knows none: the mount has ACLs,
             this object has no entry (ovl_get_acl).
     """
-    path, follow = proc_path(ofs, node)
+    dir_fd, real, at_flags = place(ofs, node)
     try:
-        return os.getxattr(path, ofs.names.to_layer(name), follow_symlinks=follow)
+        return files.getxattrat(dir_fd, real, ofs.names.to_layer(name), at_flags)
     except OSError as exc:
         if exc.errno == EOPNOTSUPP and name in (xattrs.ACL_ACCESS, xattrs.ACL_DEFAULT):
             raise OSError(ENODATA, "no ACL") from None
@@ -127,8 +133,7 @@ def getxattr(ofs: Overlay, node: Node, name: bytes) -> bytes:
 
 def listxattr(ofs: Overlay, node: Node) -> list[bytes]:
     """listxattr(2) with the private names hidden and escaped."""
-    path, follow = proc_path(ofs, node)
-    return ofs.names.to_caller(xattrs.listing(path, follow))
+    return ofs.names.to_caller(xattrs.listing_at(*place(ofs, node)))
 
 
 def setxattr(ofs: Overlay, node: Node, name: bytes, value: bytes, flags: int) -> None:

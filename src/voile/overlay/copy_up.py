@@ -158,7 +158,7 @@ class CopyUp:
         """Data, attributes and, unless volatile, durability: the long part."""
         ofs, st = self.ofs, self.st
         if stat.S_ISREG(st.st_mode) and self.data:
-            copy_data(self.src, self.dst, st.st_size)
+            copy_data(self.src, self.dst, st.st_size, sparse=st.st_blocks * 512 < st.st_size)
         if self.dst >= 0:
             os.fchown(self.dst, st.st_uid, st.st_gid)
             os.fchmod(self.dst, stat.S_IMODE(st.st_mode))
@@ -309,9 +309,15 @@ def set_impure(ofs: Overlay, parent: Dir) -> None:
     parent.impure = True
 
 
-def copy_data(src: int, dst: int, size: int) -> None:
-    """Copies a file's data; holes stay holes, shared extents are used where possible."""
+def copy_data(src: int, dst: int, size: int, *, sparse: bool = True) -> None:
+    """Copies a file's data; holes stay holes, shared extents are used where possible.
+
+    Without holes copy_file_range(2) alone does it, which shares extents too.
+    """
     if size == 0:
+        return
+    if not sparse:
+        _copy_range(src, dst, 0, size)
         return
     try:
         files.ficlone(dst, src)

@@ -271,10 +271,12 @@ def child(ofs: Overlay, parent: Dir, name: bytes) -> Node:
         Busy: it is being copied up.
         OSError: ENOENT.
     """
-    found = namei.lookup(ofs, parent, name)
-    if found is None:
-        raise OSError(ENOENT, "no such entry")
-    node = found[0]
+    node = parent.children.get(name)
+    if node is None:
+        found = namei.lookup(ofs, parent, name)
+        if found is None:
+            raise OSError(ENOENT, "no such entry")
+        node = found[0]
     if node.extra is not None and node.extra.job is not None:
         raise Busy(node.extra.job)
     return node

@@ -96,7 +96,7 @@ def _file(
     if (
         st.st_size > st.st_blocks * 512
         and st.st_mode & S_IFMT == S_IFREG
-        and xattrs.get(xattrs.proc_path(real.fd, name), ofs.names.metacopy) is not None
+        and xattrs.get_at(real.fd, name, ofs.names.metacopy) is not None
     ):
         # Only metadata: the data lies below.  With metacopy=off the kernel refuses too.
         raise OSError(EPERM, "metacopy file without metacopy=on")
@@ -109,14 +109,14 @@ def _file(
         return known, st
     ino = ofs.map_ino(layer, st.st_ino)
     if parent.impure or parent.lowers:
-        ino = upper_ino(ofs, xattrs.proc_path(real.fd, name), st, ino)
+        ino = upper_ino(ofs, real.fd, name, st, ino)
     node = Node(parent, name, real, ino, st.st_mode & S_IFMT)
     if st.st_nlink > 1:
         ofs.nodes.index(node, st.st_ino)
     return node, st
 
 
-def upper_ino(ofs: Overlay, path: bytes, st: os.stat_result, ino: int) -> int:
+def upper_ino(ofs: Overlay, dir_fd: int, name: bytes, st: os.stat_result, ino: int) -> int:
     """The st_ino of an upper non-directory: that of its origin, if it has a usable one.
 
     An origin with other hard links does not count (ovl_getattr): each of its names
@@ -125,7 +125,7 @@ def upper_ino(ofs: Overlay, path: bytes, st: os.stat_result, ino: int) -> int:
     known = ofs.origins.get(st.st_ino)
     if known is not None:
         return known
-    value = xattrs.get(path, ofs.names.origin)
+    value = xattrs.get_at(dir_fd, name, ofs.names.origin)
     if not value:
         return ino
     found = origin.decode(ofs, value)
@@ -246,13 +246,13 @@ class _Search:
         if not below and real.layer.index != 0 and real.layer.index == len(ofs.lowers):
             return
         assert real.parent is not None
-        path = xattrs.proc_path(ofs.fds.fd(real.parent), real.name)
-        present = xattrs.listing(path)
+        place = ofs.fds.fd(real.parent), real.name
+        present = xattrs.listing_at(*place)
         if not present:
             return
         names = ofs.names
         if names.opaque in present:
-            value = xattrs.get(path, names.opaque)
+            value = xattrs.get_at(*place, names.opaque)
             if value == b"y":
                 self.stop = True
             elif value == b"x":
@@ -262,7 +262,7 @@ class _Search:
         if names.origin in present:
             self.origin = True
         if names.redirect in present and not self.stop:
-            value = xattrs.get(path, names.redirect)
+            value = xattrs.get_at(*place, names.redirect)
             if value is not None:
                 _check_redirect(value)
                 absolute = value[:1] == b"/"

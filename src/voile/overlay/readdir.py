@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import os
 import struct
+from mmap import mmap
 
 from voile.linux import files
-from voile.overlay import namei, whiteout, xattrs
+from voile.overlay import namei, whiteout
 from voile.overlay.inode import Dir
 from voile.overlay.layers import RealDir
 
@@ -34,7 +35,8 @@ DT_DIR = 4
 DT_REG = 8
 
 _HEAD = struct.Struct("=QqHB")
-_BUFFER = 256 * 1024
+# An anonymous mapping costs memory only where entries touch it.
+_BUFFER = mmap(-1, 256 * 1024)
 
 
 def entries(ofs: Overlay, node: Dir) -> list[Entry]:
@@ -104,7 +106,7 @@ def _constant_ino(ofs: Overlay, node: Dir, real: RealDir, name: bytes, ino: int,
         else:
             fd = ofs.fds.fd(real)
             st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            return namei.upper_ino(ofs, xattrs.proc_path(fd, name), st, ofs.map_ino(real.layer, ino))
+            return namei.upper_ino(ofs, fd, name, st, ofs.map_ino(real.layer, ino))
     except OSError:
         # An entry that cannot be looked up is still listed (ovl_cache_update).
         pass
@@ -114,8 +116,8 @@ def _constant_ino(ofs: Overlay, node: Dir, real: RealDir, name: bytes, ino: int,
 def raw_entries(ofs: Overlay, real: RealDir) -> list[Entry]:
     """What the directory of one layer itself holds, without "." and ".."."""
     fd = namei.open_dir(ofs, real)
-    buffer = bytearray(_BUFFER)
     result: list[Entry] = []
+    buffer = _BUFFER
     unpack, find = _HEAD.unpack_from, buffer.find
     try:
         while True:
@@ -126,7 +128,7 @@ def raw_entries(ofs: Overlay, real: RealDir) -> list[Entry]:
             while at < length:
                 ino, _off, size, kind = unpack(buffer, at)
                 start = at + 19
-                name = bytes(buffer[start : find(0, start)])
+                name = buffer[start : find(b"\0", start)]
                 at += size
                 if name != b"." and name != b"..":
                     result.append((name, ino, kind))

@@ -339,12 +339,12 @@ class Overlay:
         dir_fd = real.fd if real.fd >= 0 else self.fds.fd(real)
         return os.stat(node.name, dir_fd=dir_fd, follow_symlinks=False)
 
-    def open_real(self, node: Node, flags: int) -> int:
+    def open_real(self, node: Node, flags: int, truncate: int = 0) -> int:
         """Opens the real file of a regular-file node with the caller's access mode.
 
-        On a volatile mount O_SYNC and O_DSYNC are left out.
+        On a volatile mount O_SYNC and O_DSYNC are left out.  `truncate` is O_TRUNC or nothing.
         """
-        keep = flags & _OPEN_FLAGS
+        keep = flags & _OPEN_FLAGS | truncate
         if self.volatile:
             keep &= ~_SYNC_FLAGS
         keep |= os.O_NONBLOCK | os.O_CLOEXEC

@@ -8,15 +8,16 @@ The kernel keeps its private data in ``trusted.overlay.NAME``, or in
 with the private prefix is *escaped* by doubling ``overlay.``, so that an overlay
 can be a layer of another overlay (fs/overlayfs/xattrs.c).
 
-Objects are addressed by a path below ``/proc/self/fd``: a directory fd and one
-name, never followed.  ``getxattrat(2)`` would do without /proc, but needs
-Linux 6.13.
+Objects are addressed by a directory fd and one name, never followed.  Where no system
+call takes these (before Linux 6.13), they become a path below ``/proc/self/fd``.
 """
 
 from __future__ import annotations
 
 import os
 from errno import EINVAL, ENODATA, EOPNOTSUPP
+
+from voile.linux import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -100,6 +101,28 @@ def listing(path: bytes, follow: bool = False) -> list[bytes]:
     except OSError as exc:
         if exc.errno in _ABSENT:
             return []
+        raise
+
+
+def listing_at(dir_fd: int, name: bytes, flags: int = files.AT_SYMLINK_NOFOLLOW) -> list[bytes]:
+    """As `listing`, for `name` in a directory."""
+    try:
+        return files.listxattrat(dir_fd, name, flags)
+    except OSError as exc:
+        if exc.errno in _ABSENT:
+            return []
+        raise
+
+
+def get_at(
+    dir_fd: int, name: bytes, attribute: bytes, flags: int = files.AT_SYMLINK_NOFOLLOW
+) -> bytes | None:
+    """As `get`, for `name` in a directory."""
+    try:
+        return files.getxattrat(dir_fd, name, attribute, flags)
+    except OSError as exc:
+        if exc.errno in _ABSENT:
+            return None
         raise
 
 

@@ -9,8 +9,9 @@ files that are open on a node at one time are of one kind, kept in `Opens`:
 
 * passthrough, for files of the upper layer, and for all of a mount without one.  Opens
   whose writes we have to see (O_SYNC on a volatile mount: the status must be reported and
-  nothing synced; files with set-id bits or capabilities, which a write takes away) get
-  FOPEN_DIRECT_IO on top, which sends their reads and writes to us;
+  nothing synced; files with set-id bits, which a write takes away) get FOPEN_DIRECT_IO on
+  top, which sends their reads and writes to us.  File capabilities the kernel takes away
+  itself: it asks for them before it writes (fs/backing-file.c, backing_file_write_iter);
 * the kernel's page cache, filled by us, for lower files that a copy-up may replace while
   they are open: their readers then see what is written, as on kernel overlayfs
   (ovl_real_fdget).
@@ -99,10 +100,9 @@ class FileOperations(Served):
         if flags & os.O_TRUNC:
             if open_flags & abi.OPEN_KILL_SUIDGID:
                 attr.drop_privileges(overlay, node)
-            attr.truncate(overlay, node, 0)
         file = File(node, req.nodeid, flags)
-        if not overlay.volatile:
-            file.fd = overlay.open_real(node, flags)
+        if flags & os.O_TRUNC or not overlay.volatile:
+            file.fd = overlay.open_real(node, flags, flags & os.O_TRUNC)
         return replies.open_out(*self._opened(file, fresh=False))
 
     def create(self, req: Request, name: bytes, flags: int, mode: int, umask: int, open_flags: int) -> bytes:
@@ -192,7 +192,8 @@ class FileOperations(Served):
             return True
         if fresh:
             return False
-        return attr.has_privileges(self.overlay, file.node, self.overlay.stat(file.node))
+        st = os.fstat(file.fd) if file.fd >= 0 else self.overlay.stat(file.node)
+        return attr.has_set_id(st.st_mode)
 
     def release(self, req: Request, fh: int, flags: int, release_flags: int, lock_owner: int) -> None:
         file = self.files.pop(fh)

@@ -73,9 +73,8 @@ class NameOperations(Served):
 
     def statx(self, req: Request, flags: int, fh: int | None, sx_flags: int, sx_mask: int) -> bytes:
         node = self.node(req.nodeid)
-        path, follow = attr.proc_path(self.overlay, node)
-        at_flags = 0 if follow else files.AT_SYMLINK_NOFOLLOW
-        st = files.statx(files.AT_FDCWD, path, at_flags, sx_mask | files.STATX_BASIC_STATS)
+        dir_fd, name, at_flags = attr.place(self.overlay, node)
+        st = files.statx(dir_fd, name, at_flags, sx_mask | files.STATX_BASIC_STATS)
         nlink = 1 if isinstance(node, Dir) and node.is_merge else st.nlink
         mapped = req.nodeid in self.mapped
         # The attributes that mean something on any file system; a mount root of a layer is none of ours.
