@@ -317,6 +317,21 @@ def test_status_of_all_and_of_a_dead_one(tree):
     works(call(*VOILE, "umount", tree / "m"))
 
 
+@pytest.mark.parametrize("passthrough", ["on", "off"])
+def test_each_sync_is_counted_once(tree, passthrough):
+    works(call(*VOILE, "mount", "-o", options(tree, f"volatile,passthrough={passthrough}"), tree / "m"))
+    for flag in (os.O_SYNC, os.O_DSYNC):
+        fd = os.open(tree / "m" / "file", os.O_WRONLY | flag)
+        os.write(fd, b"x" * 4096)
+        os.fsync(fd)
+        os.fdatasync(fd)
+        os.close(fd)
+    assert status(tree / "m")["omitted"] == {
+        "fsync": 2, "fdatasync": 2, "fsyncdir": 0, "syncfs": 0, "osync": 2
+    }  # fmt: skip
+    works(call(*VOILE, "umount", tree / "m"))
+
+
 def test_status_with_hundreds_of_layers(tree):
     """Longer than one ioctl can carry."""
     layers = []

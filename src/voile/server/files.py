@@ -59,7 +59,7 @@ class Opens:
 class File:
     """One open file."""
 
-    __slots__ = ("node", "nodeid", "fd", "flags", "upper")
+    __slots__ = ("node", "nodeid", "fd", "flags", "upper", "sync_follows")
 
     def __init__(self, node: Node, nodeid: int, flags: int, fd: int = -1) -> None:
         self.node = node
@@ -68,6 +68,8 @@ class File:
         self.fd = fd
         # Whether `fd` is open in the upper layer.
         self.upper = node.is_upper
+        # After a synchronous write through the page cache, which the kernel completes with a FSYNC.
+        self.sync_follows = False
 
 
 class FileOperations(Served):
@@ -273,7 +275,11 @@ class FileOperations(Served):
             status = sync.get()
             if status < 0:
                 raise OSError(-status, "the upper file system has lost data")
-            sync.osync += 1
+            opens = file.node.opens
+            if isinstance(opens, Opens) and opens.backing_id:  # FOPEN_DIRECT_IO
+                sync.osync += 1
+            else:
+                file.sync_follows = True
         return done
 
     def lseek(self, req: Request, fh: int, offset: int, whence: int) -> bytes:
@@ -299,8 +305,9 @@ class FileOperations(Served):
         sync = self.overlay.sync
         status = sync.get()
         if status == 0:
-            if self.files[fh].flags & _SYNC and datasync:
-                sync.osync += 1  # the second half of a synchronous write
+            if self.files[fh].sync_follows:
+                self.files[fh].sync_follows = False
+                sync.osync += 1
             elif datasync:
                 sync.fdatasync += 1
             else:
