@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := test
-.PHONY: test lint types contracts unit bench system clean
+.PHONY: test lint types contracts unit fuzz bench system clean
 
 test: system lint types contracts unit
 
@@ -31,6 +31,12 @@ contracts: $(BIN)/.stamp
 
 unit: $(BIN)/.stamp
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Random programs on the kernel's overlayfs and on voile; ends at the first difference. `make test` has a minute of it.
+MINUTES ?= 10
+fuzz: $(BIN)/.stamp
+	@sh tools/system-packages.sh
+	cd tests && PYTHONPATH=.:../src ../$(BIN)/python -m differential.fuzz --minutes $(MINUTES) $(FUZZ_ARGS)
 
 bench: $(BIN)/.stamp
 	@sh tools/system-packages.sh

@@ -198,7 +198,7 @@ class Tree:
         found = {n: ino for n, ino, _, _ in syscalls.list_directory(path) if n in (b".", b"..")}
         return {
             ".": found.get(b".") == os.stat(path).st_ino,
-            "..": found.get(b"..") == os.stat(os.path.join(path, "..")).st_ino,
+            "..": found.get(b"..") == os.stat(os.path.join(os.fsencode(path), b"..")).st_ino,
         }
 
     @step

@@ -1,0 +1,225 @@
+"""More steps for a Tree: several processes of several users, mappings, listings that stay open, and looks.
+
+The fuzzer plays its programs with these, and what it finds can be pasted as a scenario.
+"""
+
+import ctypes
+import mmap
+import os
+import pickle
+import stat
+import struct
+
+from differential.tree import Tree, _fd, plain, plain_stat, step, when
+from support import syscalls
+
+_libc = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG, _SIGKILL = 1, 9
+_PAGE = 4096
+
+
+class Actor(Tree):
+    """A Tree with more to do."""
+
+    def __init__(self):
+        super().__init__()
+        self._maps = {}
+        self._next_map = 0
+        self._processes = []
+
+    # ------------------------------------------------------------ processes
+
+    def process(self, uid=0, gid=None, groups=()):
+        """Another process, of that user: has the same steps, which join this log."""
+        made = Process(self, uid, uid if gid is None else gid, list(groups))
+        self._processes.append(made)
+        return made
+
+    def end(self):
+        """Ends the other processes."""
+        for each in self._processes:
+            each.end()
+        self._processes = []
+
+    # ------------------------------------------------------------ looks
+
+    @step
+    def look(self, path):
+        """All that stat shows; st_ino is made comparable later (see fuzz_program)."""
+        return _looked(os.lstat(path))
+
+    @step
+    def flook(self, fd):
+        return _looked(os.fstat(_fd(fd)))
+
+    @step
+    def xattrs(self, path):
+        """All names and values."""
+        return {
+            name: os.getxattr(path, name, follow_symlinks=False)
+            for name in sorted(os.listxattr(path, follow_symlinks=False))
+        }
+
+    @step
+    def seek(self, fd, offset, whence):
+        """lseek of files; the positions in a directory are the file system's own."""
+        if stat.S_ISDIR(os.fstat(_fd(fd)).st_mode):
+            return "a directory"
+        return os.lseek(fd, offset, whence)
+
+    # ------------------------------------------------------------ open directories
+
+    @step
+    def getdents(self, fd, size=128):
+        """Reads on in an open directory; the order is nobody's business, so nothing is told but the end."""
+        return bool(syscalls.getdents(_fd(fd), size))
+
+    @step
+    def relist(self, fd):
+        """rewinddir, and all names."""
+        os.lseek(_fd(fd), 0, os.SEEK_SET)
+        found = []
+        while part := syscalls.getdents(fd, 4096):
+            found += [name for name, _, _, _ in part]
+        return sorted(found)
+
+    # ------------------------------------------------------------ mappings
+
+    @step
+    def mmap(self, fd, size=2 * _PAGE, shared=True, writable=False):
+        """Maps the beginning of a file; returns a number for mread, mwrite and munmap."""
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE
+        _fd(fd)
+        made = _Map(fd, size, flags, protection)
+        self._next_map += 1
+        self._maps[self._next_map] = (made, os.dup(fd), shared)
+        return self._next_map
+
+    @step
+    def mread(self, number, offset, size):
+        """(what the mapping shows, what pread shows), within the pages of the file."""
+        mapped, fd, _shared = self._mapped(number)
+        end = min(offset + size, len(mapped), os.fstat(fd).st_size)
+        if end <= offset:
+            return "beyond the end"
+        return mapped[offset:end], os.pread(fd, end - offset, offset)
+
+    @step
+    def mwrite(self, number, offset, data):
+        """Writes through a mapping, and tells what stands there then."""
+        mapped, fd, shared = self._mapped(number)
+        end = min(offset + len(data), len(mapped), os.fstat(fd).st_size)
+        if end <= offset:
+            return "beyond the end"
+        mapped[offset:end] = data[: end - offset]
+        return mapped[offset:end], os.pread(fd, end - offset, offset) if shared else None
+
+    @step
+    def msync(self, number):
+        self._mapped(number)[0].flush()
+
+    @step
+    def munmap(self, number):
+        mapped, fd, _shared = self._mapped(number)
+        del self._maps[number]
+        mapped.close()
+        os.close(fd)
+
+    def _mapped(self, number):
+        if number not in self._maps:
+            raise OSError(22, "not mapped")
+        return self._maps[number]
+
+
+def _Map(fd, size, flags, protection):
+    # mmap.mmap refuses sizes beyond the end of the file, which the kernel allows; trackfd is from 3.13.
+    end = os.fstat(fd).st_size
+    if end == 0:
+        raise OSError(22, "nothing to map")
+    return mmap.mmap(fd, min(size, end), flags, protection)
+
+
+def _looked(st):
+    return {**plain_stat(st), "atime": when(st.st_atime_ns), "ino": st.st_ino}
+
+
+class Process:
+    """Steps in a forked process; their log entries appear in the owner's log."""
+
+    def __init__(self, owner, uid, gid, groups):
+        self.owner, self.uid = owner, uid
+        read_commands, self._commands = os.pipe()
+        self._answers, write_answers = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                _libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL)
+                for other in (self, *owner._processes):
+                    os.close(other._commands)
+                    os.close(other._answers)
+                os.setgroups(groups)
+                os.setresgid(gid, gid, gid)
+                os.setresuid(uid, uid, uid)
+                syscalls.set_dumpable()
+                _libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL)  # a change of uid has reset it
+                _serve(read_commands, write_answers)
+            finally:
+                os._exit(0)
+        os.close(read_commands)
+        os.close(write_answers)
+
+    def __getattr__(self, name):
+        if name.startswith("_"):
+            raise AttributeError(name)
+
+        def call(*args, **kwargs):
+            _send(self._commands, (name, args, kwargs))
+            value, log = _receive(self._answers)
+            self.owner.log += [(f"uid {self.uid}: {what}", outcome) for what, outcome in log]
+            return value
+
+        return call
+
+    def end(self):
+        os.close(self._commands)
+        os.close(self._answers)
+        os.waitpid(self.pid, 0)
+
+
+def _serve(commands, answers):
+    tree = Actor()
+    while (command := _receive(commands)) is not None:
+        name, args, kwargs = command
+        tree.log = []
+        value = getattr(tree, name)(*args, **kwargs)
+        if isinstance(value, os.stat_result):
+            value = plain(value)
+        _send(answers, (value, tree.log))
+
+
+def _send(fd, value):
+    data = pickle.dumps(value)
+    data = struct.pack("I", len(data)) + data
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _receive(fd):
+    head = _exactly(fd, 4)
+    return None if len(head) < 4 else pickle.loads(_exactly(fd, struct.unpack("I", head)[0]))
+
+
+def _exactly(fd, size):
+    data = b""
+    while len(data) < size and (part := os.read(fd, size - len(data))):
+        data += part
+    return data
+
+
+def kind_of(path):
+    """S_IFMT of what lies there, or None."""
+    try:
+        return stat.S_IFMT(os.lstat(path).st_mode)
+    except OSError:
+        return None

@@ -1,0 +1,41 @@
+"""Random programs on the kernel's overlayfs and on voile: a minute of a fixed seed. `make fuzz` runs on."""
+
+import time
+
+import pytest
+
+from differential.fuzz import batch
+from differential.fuzz_found import PROGRAMS
+from differential.fuzz_show import shown
+from differential.fuzz_sides import Arena, Unlike
+from support.overlays import VoileOverlay, voile_missing
+
+SEED = 20
+SECONDS = 45
+
+
+@pytest.fixture
+def arena(filesystems):
+    if reason := voile_missing():
+        pytest.skip(reason)
+    return Arena(filesystems)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # shrinking takes its time
+def test_random_programs(arena):
+    unlike = batch(arena, SEED, 10_000, time.monotonic() + SECONDS)
+    print(f"{arena.programs} programs, {arena.operations} operations")
+    if unlike:
+        program, difference = unlike
+        pytest.fail(f"{difference}\n{shown(program, 'found')}", pytrace=False)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_found_before(filesystems, name):
+    if reason := voile_missing():
+        pytest.skip(reason)
+    try:
+        Arena(filesystems, VoileOverlay).run(PROGRAMS[name])
+    except Unlike as e:
+        pytest.fail(str(e), pytrace=False)
