@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import re
 import select
 import shutil
 import signal
@@ -233,6 +234,11 @@ def test_bad_layers(tree, change, says):
     refused(tree, *VOILE, "mount", "-o", bad, f"{tree}/m", says=[words.format(t=tree) for words in says])
 
 
+def test_without_proc(tree):
+    mount = f"{' '.join(VOILE)} mount -o {options(tree)} {tree}/m"
+    refused(tree, "unshare", "-m", "sh", "-c", f"umount -l /proc; {mount}", says=["/proc", "No such file"])
+
+
 def test_upper_in_use_by_the_kernel(tree):
     (tree / "m2").mkdir()
     subprocess.run(["mount", "-t", "overlay", "-o", options(tree), "overlay", tree / "m2"], check=True)
@@ -390,6 +396,22 @@ def test_user_mounts_through_fusermount3(user, tree):
     assert about["state"] == "ok" and about["volatile"] and about["probe"] == "overlay-userns"
     assert (returncode, stderr) == (0, "")
     assert (tree / "u" / "new").read_text() == "x"
+
+
+def test_user_follows_the_advice_after_a_volatile_mount(user, tree):
+    mount = [*USER_VOILE, "mount", "-o", options(tree, "volatile,userxattr"), f"{tree}/m"]
+
+    def work():
+        works(call(*mount))
+        works(call(*USER_VOILE, "umount", f"{tree}/m"))
+        refused = call(*mount)
+        works(call("sh", "-c", re.search("'(chmod .*?)'", refused.stderr)[1]))
+        works(call("rm", "-r", re.search("remove ([^ ]*)", refused.stderr)[1]))
+        works(call(*mount))
+        works(call(*USER_VOILE, "umount", f"{tree}/m"))
+        return refused.returncode
+
+    assert user(work) == 32
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pwd
+import re
 import signal
 import stat
 import subprocess
@@ -257,7 +258,8 @@ def test_list_while_the_command_runs(place):
 def test_omitted_syncs_are_counted(place):
     code = "import os; fd = os.open('x', os.O_CREAT | os.O_WRONLY)\nfor i in range(7): os.fsync(fd)"
     done = place.voile("run", "python3", "-c", code)
-    assert "; 7 syncs omitted" in done.stderr
+    count = int(re.search("; ([0-9]+) syncs omitted", done.stderr)[1])
+    assert count >= 7  # or more: somebody else's sync(1)
 
 
 def test_killed_daemon(place):

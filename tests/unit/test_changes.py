@@ -19,8 +19,8 @@ def layers(tmp_path):
     return upper, lower
 
 
-def counted(layers):
-    counts = count(*map(os.fsencode, layers), userxattr=True)
+def counted(layers, *hidden):
+    counts = count(*map(os.fsencode, layers), True, [os.fsencode(path) for path in hidden])
     return counts.added, counts.changed, counts.deleted
 
 
@@ -96,3 +96,15 @@ def test_names_are_bytes(layers):
     with open(os.fsencode(layers[0]) + b"/\xff\n", "w"):
         pass
     assert counted(layers) == (1, 0, 0)
+
+
+def test_what_is_hidden_is_not_there(layers):
+    """The state directory: a command may make one of that name in the tree, and replace its parent."""
+    upper, lower = layers
+    write(lower / "s" / "state" / "sandbox")
+    (upper / "s" / "state").mkdir(parents=True)
+    os.setxattr(upper / "s" / "state", "user.overlay.opaque", b"y")
+    assert counted(layers, lower / "s" / "state") == (1, 0, 0)
+    (upper / "s" / "state").rmdir()
+    os.setxattr(upper / "s", "user.overlay.opaque", b"y")
+    assert counted(layers, lower / "s" / "state") == (0, 0, 0)

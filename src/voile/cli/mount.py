@@ -68,9 +68,9 @@ def mount(params: Params, target: bytes, *, foreground: bool = False, debug: boo
     from voile.overlay.super import LostData, MountError
     from voile.server import process
 
-    inherited = process.open_files()
     started = os.getpid()
     try:
+        inherited = process.open_files()
         process.serve(
             params,
             target,

@@ -13,6 +13,10 @@ import stat
 
 from voile.overlay import whiteout, xattrs
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 class Counts:
     """How many entries were added, changed and deleted."""
@@ -25,12 +29,13 @@ class Counts:
         self.deleted = 0
 
 
-def count(upper: bytes, lower: bytes, userxattr: bool) -> Counts:
+def count(upper: bytes, lower: bytes, userxattr: bool, hidden: Sequence[bytes] = ()) -> Counts:
     """Compare the upper layer `upper` with the tree `lower` below it.
 
-    `userxattr` as at the mount.  Raises OSError when a layer cannot be read.
+    `userxattr` and `hidden` as at the mount.  Raises OSError when a layer cannot be read.
     """
     counts = Counts()
+    unseen = frozenset(hidden)
     names = xattrs.Names(userxattr)
     pending: list[tuple[bytes, bytes | None, bool]] = [(upper, lower, False)]
     while pending:
@@ -43,7 +48,7 @@ def count(upper: bytes, lower: bytes, userxattr: bool) -> Counts:
             path = os.fsencode(entry.path)
             name = os.fsencode(entry.name)
             seen.add(name)
-            old = None if old_directory is None else _lstat(old_directory + b"/" + name)
+            old = None if old_directory is None else _lstat(old_directory + b"/" + name, unseen)
             _one(counts, entry.stat(follow_symlinks=False), old)
             if not entry.is_dir(follow_symlinks=False):
                 continue
@@ -57,7 +62,8 @@ def count(upper: bytes, lower: bytes, userxattr: bool) -> Counts:
                 below = old_directory + b"/" + name
             pending.append((path, below, replaced and redirect is None))
         if replaced and old_directory is not None:
-            counts.deleted += sum(name not in seen for name in os.listdir(old_directory))
+            names_below = (name for name in os.listdir(old_directory) if name not in seen)
+            counts.deleted += sum(old_directory + b"/" + name not in unseen for name in names_below)
     return counts
 
 
@@ -73,8 +79,8 @@ def _one(counts: Counts, about: os.stat_result, old: os.stat_result | None) -> N
         counts.changed += 1
 
 
-def _lstat(path: bytes) -> os.stat_result | None:
+def _lstat(path: bytes, unseen: frozenset[bytes]) -> os.stat_result | None:
     try:
-        return os.lstat(path)
+        return None if path in unseen else os.lstat(path)
     except OSError:  # also a name that the lower file system cannot have
         return None

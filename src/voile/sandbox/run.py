@@ -191,7 +191,9 @@ class Run:
 
         name = os.fsdecode(sandbox.name)
         try:
-            counts = changes.count(sandbox.upper, self._lower, self._params.userxattr)
+            counts = changes.count(
+                sandbox.upper, self._lower, self._params.userxattr, self._params.hidden
+            )
             summary = f"{counts.added} added, {counts.changed} changed, {counts.deleted} deleted"
         except OSError as error:
             summary = f"changes cannot be counted ({error.strerror})"

@@ -33,6 +33,8 @@ class Incompatible(OSError):
                 "be incomplete. Start over with empty upper and work directories, or, when the machine has "
                 f"not crashed since, remove {workdir}/work/incompat/volatile"
             )
+            if os.geteuid() != 0:  # its directories have mode 0, as the kernel makes them
+                message += f" ('chmod -R u+rwx {workdir}/work' makes that possible)"
         else:
             message = f"overlay with incompat feature '{os.fsdecode(feature)}' cannot be mounted"
         super().__init__(errno.EINVAL, message, path)
