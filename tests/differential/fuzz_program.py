@@ -33,7 +33,11 @@ PATHS = {
 }
 OPENING = ("open", "mmap")
 
-Program = namedtuple("Program", "options daemon on lowers_on upper lowers steps looks", defaults=(True,))
+Program = namedtuple(
+    "Program",
+    "options daemon on lowers_on upper lowers steps looks",
+    defaults=((), (), "tmpfs", None, [], [[]], [], True),
+)
 """options: for both sides. daemon: for voile alone. on, lowers_on: kinds of file systems (None: the same).
 upper, lowers (top first): calls of builder.Layer, (method, arguments…). looks: compare after each step."""
 

@@ -1,4 +1,4 @@
-"""A program as source text: an entry for fuzz_found, and a scenario where one mount is enough."""
+"""A program as source text: an entry for scenarios/found, and a scenario where one mount is enough."""
 
 import re
 
@@ -30,23 +30,32 @@ def source(value):
 
 def shown(program, name):
     """What to paste, and where."""
-    text = f"# for PROGRAMS in fuzz_found.py:\n{entry(program, name)}"
+    text = f"# for PROGRAMS in scenarios/found.py:\n{entry(program, name)}"
     if any(step[1] in ("remount", "restack", "forget") for step in program.steps):
         return text
     return f"{text}\n# or a scenario for scenarios/:\n{scenario(program, name)}"
 
 
 def entry(program, name):
+    defaults = type(program)()
     lines = [f"    {name!r}: Program("]
-    for field in ("options", "daemon", "on", "lowers_on", "looks"):
-        lines.append(f"        {field}={getattr(program, field)!r},")
-    for field in ("upper", "steps"):
-        items = [f"            {source(x)}," for x in getattr(program, field)]
-        lines += [f"        {field}=[", *items, "        ],"]
-    lines.append("        lowers=[")
-    for layer in program.lowers:
-        lines += ["            [", *(f"                {source(x)}," for x in layer), "            ],"]
-    return "\n".join([*lines, "        ],", "    ),", ""])
+    for field, value in program._asdict().items():
+        if value == getattr(defaults, field):
+            continue
+        if field in ("upper", "steps"):
+            lines += [f"        {field}=[", *(f"            {source(x)}," for x in value), "        ],"]
+        elif field == "lowers":
+            lines.append("        lowers=[")
+            for layer in value:
+                lines += [
+                    "            [",
+                    *(f"                {source(x)}," for x in layer),
+                    "            ],",
+                ]
+            lines.append("        ],")
+        else:
+            lines.append(f"        {field}={value!r},")
+    return "\n".join([*lines, "    ),", ""])
 
 
 def scenario(program, name):

@@ -5,9 +5,9 @@ import time
 import pytest
 
 from differential.fuzz import batch
-from differential.fuzz_found import PROGRAMS
 from differential.fuzz_show import shown
 from differential.fuzz_sides import Arena, Unlike
+from differential.scenarios.found import PROGRAMS
 from support.overlays import VoileOverlay, voile_missing
 
 SEED = 20

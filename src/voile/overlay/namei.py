@@ -228,9 +228,8 @@ class _Search:
                 self.ofs.fds.drop((real,))  # it was opened for this step only
             real = RealDir(real.layer, real, component)
             ino = st.st_ino
-            if below:
-                prefix, post = components[:number], components[number + 1 :]
-                self._attributes(real, below, b"/".join(prefix), b"/".join(post))
+            prefix, post = components[:number], components[number + 1 :]
+            self._attributes(real, below, b"/".join(prefix), b"/".join(post))
         return real, ino
 
     def _attributes(
@@ -243,7 +242,9 @@ class _Search:
         (`ovl_check_redirect`).
         """
         ofs = self.ofs
-        if not below and real.layer.index != 0 and real.layer.index == len(ofs.lowers):
+        # With nothing of the parent below only an absolute redirect can lead on (`ovl_lookup_data.last`).
+        last = not below and (not ofs.follows_redirects or real.layer.index == len(ofs.lowers))
+        if last and real.layer.index != 0:
             return
         assert real.parent is not None
         place = ofs.fds.fd(real.parent), real.name
@@ -261,7 +262,7 @@ class _Search:
             self.impure = True
         if names.origin in present:
             self.origin = True
-        if names.redirect in present and not self.stop:
+        if names.redirect in present and not self.stop and not last:
             value = xattrs.get_at(*place, names.redirect)
             if value is not None:
                 _check_redirect(value)

@@ -1,0 +1,25 @@
+"""What the fuzzer has found: shrunk programs, played by test_fuzz as the fuzzer plays them."""
+
+import os
+
+from differential.fuzz_program import Program, Slot
+
+__all__ = ["PROGRAMS", "Slot", "os"]  # what pasted programs use
+
+PROGRAMS = {
+    # The attributes of a directory are read only where something may lie below (ovl_lookup_data.last).
+    "nofollow_last_lower": Program(
+        options=("redirect_dir=nofollow",),
+        lowers=[[("moved", b"a", b"b/f", False)], []],
+        steps=[(0, "list", b"b")],
+    ),
+    "nofollow_upper_without_lower": Program(
+        options=("redirect_dir=nofollow",),
+        upper=[("moved", b"a", b"b/f", False)],
+        steps=[(0, "list", b"b")],
+    ),
+    "absolute_redirect_below_the_last_lower_of_the_parent": Program(
+        lowers=[[("dir", b"p/a")], [("moved", b"z", b"p/a", False)], [("file", b"z/f")]],
+        steps=[(0, "list", b"p/a")],
+    ),
+}
