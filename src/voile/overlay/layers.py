@@ -17,7 +17,7 @@ them are pinned: they could not be found again by name.
 from __future__ import annotations
 
 import os
-from collections import deque
+from collections import OrderedDict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ class FdCache:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._open: deque[RealDir] = deque()
+        # Oldest first. What is closed must go from here at once, or its memory stays in use.
+        self._open: OrderedDict[RealDir, None] = OrderedDict()
 
     def fd(self, real: RealDir) -> int:
         """The O_PATH descriptor of `real`.
@@ -100,7 +101,7 @@ class FdCache:
         for each in reversed(chain):
             assert each.parent is not None, "a layer's root is always open"
             each.fd = os.open(each.name, DIR_FLAGS, dir_fd=each.parent.fd)
-            self._open.append(each)
+            self._open[each] = None
             if passed is not None and self.full:
                 self._close(passed)  # a tree may be deeper than there are descriptors
             passed = each
@@ -112,7 +113,7 @@ class FdCache:
             os.close(fd)
             return
         real.fd = fd
-        self._open.append(real)
+        self._open[real] = None
 
     @property
     def full(self) -> bool:
@@ -122,7 +123,7 @@ class FdCache:
         """Closes the oldest descriptors down to three quarters of the limit."""
         keep = self.limit * 3 // 4
         while len(self._open) > keep:
-            real = self._open.popleft()
+            real, _ = self._open.popitem(last=False)
             if not real.pinned:
                 self._close(real)
 
@@ -132,7 +133,7 @@ class FdCache:
         real.pinned = True
 
     def drop(self, reals: Sequence[RealDir]) -> None:
-        """Closes directories nobody needs any more (a later trim skips them)."""
+        """Closes directories nobody needs any more."""
         for real in reals:
             if real.parent is not None:
                 self._close(real)
@@ -140,10 +141,10 @@ class FdCache:
     def close(self) -> None:
         """Closes everything at unmount."""
         while self._open:
-            self._close(self._open.popleft())
+            self._close(next(iter(self._open)))
 
-    @staticmethod
-    def _close(real: RealDir) -> None:
+    def _close(self, real: RealDir) -> None:
         if real.fd >= 0:
             os.close(real.fd)
             real.fd = -1
+            self._open.pop(real, None)
