@@ -3,10 +3,11 @@
 The hooks are called through the mount, by asking any of its objects for an attribute (see `Hooks.asked`):
 
 user.hook.crash.N      the daemon dies instead of doing the N-th change of a file system from now on
-user.hook.fail.N.E     the N-th change from now on fails with errno E
+user.hook.fail.N.E     the N-th change from now on fails with errno E; -1: with something that is no OSError
 user.hook.fdlimit.N    so many directory descriptors may stay open between two requests
 user.hook.hold         long work waits until …
 user.hook.go           … it may go on
+user.hook.nothreads    no thread can be started
 user.hook.state        what the daemon holds, as JSON
 
 In the daemon this is one function around each of the few that change a file system: the code under test is
@@ -39,6 +40,8 @@ class Hooks:
         self.operations = None
         self.go = threading.Event()
         self.go.set()
+        # Requests that wait for a copy-up.
+        self.parked = set()
 
     def install(self):
         from voile.linux import files
@@ -51,11 +54,26 @@ class Hooks:
                 self.wrap(module, name, lambda *_: True)
         self.wrap(os, "open", lambda *a: len(a) > 1 and a[1] & (os.O_CREAT | os.O_TRUNC))
         activate, getxattr, run = Overlay.activate, attr.getxattr, copy_up.CopyUp.run
-        init = OverlayOperations.__init__
+        init, park, complete = (
+            OverlayOperations.__init__,
+            OverlayOperations.unexpected,
+            copy_up.CopyUp.complete,
+        )
 
         def held(job):
-            self.go.wait()
+            if job.slow:
+                self.go.wait()
             run(job)
+
+        def unexpected(operations, req, raw, exc):
+            code = park(operations, req, raw, exc)
+            if code is None:
+                self.parked.add(req.unique)
+            return code
+
+        def completed(job, result, exc):
+            self.parked.clear()  # those that wait again are added again
+            complete(job, result, exc)
 
         def activated(overlay):
             self.overlay = overlay
@@ -71,7 +89,8 @@ class Hooks:
             return getxattr(overlay, node, name)
 
         Overlay.activate, attr.getxattr, copy_up.CopyUp.run = activated, asked, held
-        OverlayOperations.__init__ = made
+        OverlayOperations.__init__, OverlayOperations.unexpected = made, unexpected
+        copy_up.CopyUp.complete = completed
 
     def wrap(self, module, name, counts):
         real = getattr(module, name)
@@ -83,6 +102,8 @@ class Hooks:
                     self.armed = False
                     if not self.error:
                         os._exit(99)
+                    if self.error < 0:
+                        raise ZeroDivisionError
                     raise OSError(self.error, os.strerror(self.error))
             return real(*args, **kwargs)
 
@@ -98,6 +119,8 @@ class Hooks:
             self.go.clear()
         elif what == "go":
             self.go.set()
+        elif what == "nothreads":
+            threading.Thread.start = no_thread
         elif what == "state":
             return self.state()
         raise OSError(errno.ENODATA, "done")
@@ -114,8 +137,13 @@ class Hooks:
             "listings": len(operations.listings),
             "mapped": len(operations.mapped),
             "outstanding": operations.pool.outstanding,
+            "waiting": len(self.parked),
         }
         return json.dumps(found).encode()
+
+
+def no_thread(_thread):
+    raise RuntimeError("can't start new thread")
 
 
 def hooked_in(directory):
