@@ -309,6 +309,12 @@ def lower_positive(ofs: Overlay, parent: Dir, name: bytes) -> bool:
     return False
 
 
-def open_dir(ofs: Overlay, real: RealDir) -> int:
+def open_dir(ofs: Overlay, real: RealDir, *, noatime: bool = False) -> int:
     """A readable descriptor for the listing of `real`; the caller closes it."""
-    return os.open(b".", (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY, dir_fd=ofs.fds.fd(real))
+    flags = (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY
+    if noatime:
+        try:
+            return os.open(b".", flags | os.O_NOATIME, dir_fd=ofs.fds.fd(real))
+        except PermissionError:
+            pass  # somebody else's directory, and we are an ordinary user (ovl_path_open)
+    return os.open(b".", flags, dir_fd=ofs.fds.fd(real))

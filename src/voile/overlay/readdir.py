@@ -39,8 +39,10 @@ _HEAD = struct.Struct("=QqHB")
 _BUFFER = mmap(-1, 256 * 1024)
 
 
-def entries(ofs: Overlay, node: Dir) -> list[Entry]:
+def entries(ofs: Overlay, node: Dir, *, asked: bool = True) -> list[Entry]:
     """All entries as (name, d_ino, d_type), "." and ".." first.
+
+    `asked`: by a caller, whose reading sets the access time of the upper directory.
 
     Raises:
         OSError: as getdents64(2).
@@ -53,17 +55,17 @@ def entries(ofs: Overlay, node: Dir) -> list[Entry]:
     reals = node.reals
     seen: set[bytes] | None = set() if len(reals) > 1 else None
     for real in reals:
-        _read_layer(ofs, node, real, seen, result)
+        _read_layer(ofs, node, real, seen, result, asked)
     return result
 
 
 def is_empty(ofs: Overlay, node: Dir) -> bool:
     """Whether nothing but "." and ".." would be listed."""
-    return len(entries(ofs, node)) <= 2
+    return len(entries(ofs, node, asked=False)) <= 2
 
 
 def _read_layer(
-    ofs: Overlay, node: Dir, real: RealDir, seen: set[bytes] | None, result: list[Entry]
+    ofs: Overlay, node: Dir, real: RealDir, seen: set[bytes] | None, result: list[Entry], asked: bool
 ) -> None:
     """Adds what one layer's directory shows of names not yet `seen`."""
     layer = real.layer
@@ -71,7 +73,7 @@ def _read_layer(
     merged = len(node.reals) > 1
     plain = layer.fsid == 0 or ofs.samefs
     hidden = {ino for dev, ino in ofs.hidden if dev == layer.dev} if ofs.hidden and not upper else None
-    for name, ino, kind in raw_entries(ofs, real):
+    for name, ino, kind in raw_entries(ofs, real, asked=asked):
         if seen is not None:
             if name in seen:
                 continue
@@ -113,9 +115,9 @@ def _constant_ino(ofs: Overlay, node: Dir, real: RealDir, name: bytes, ino: int,
     return ofs.map_ino(real.layer, ino)
 
 
-def raw_entries(ofs: Overlay, real: RealDir) -> list[Entry]:
-    """What the directory of one layer itself holds, without "." and ".."."""
-    fd = namei.open_dir(ofs, real)
+def raw_entries(ofs: Overlay, real: RealDir, *, asked: bool = False) -> list[Entry]:
+    """What the directory of one layer itself holds, without "." and ".."; `asked` as for `entries`."""
+    fd = namei.open_dir(ofs, real, noatime=not asked)
     result: list[Entry] = []
     buffer = _BUFFER
     unpack, find = _HEAD.unpack_from, buffer.find

@@ -22,4 +22,10 @@ PROGRAMS = {
         lowers=[[("dir", b"p/a")], [("moved", b"z", b"p/a", False)], [("file", b"z/f")]],
         steps=[(0, "list", b"p/a")],
     ),
+    # Whether a directory is empty is no reading of it.
+    "access_time_of_a_directory_that_is_not_removed": Program(
+        daemon=("timeout=0",),
+        upper=[("block", b"b/c/a")],
+        steps=[(0, "rmdir", b"b/c")],
+    ),
 }
