@@ -12,9 +12,11 @@ from fcntl import ioctl
 from struct import Struct
 
 from voile.fuse import abi
+from voile.linux import creds
 
 _pack_map = abi.BACKING_MAP.pack
 _pack_id = Struct("=I").pack
+_without_fsetid: creds.Without | None = None
 
 
 def permitted(device: int) -> bool:
@@ -37,8 +39,14 @@ def backing_open(device: int, fd: int) -> int:
     in the initial user namespace or without INIT's PASSTHROUGH, ELOOP when its file system is stacked too
     deep, EINVAL or EOPNOTSUPP when it is not a regular file or cannot be read and written through.
     """
-    # A bytearray, because for immutable bytes ioctl() would lose the id that the call returns.
-    backing_id: int = ioctl(device, abi.DEV_IOC_BACKING_OPEN, bytearray(_pack_map(fd, 0)))
+    global _without_fsetid
+    if _without_fsetid is None:
+        _without_fsetid = creds.Without(creds.CAP_FSETID)
+    # The kernel writes with the credentials of this moment (struct fuse_backing), whoever the writer is.
+    # With CAP_FSETID it would leave a file its set-id bits (setattr_should_drop_suidgid).
+    with _without_fsetid:
+        # A bytearray, because for immutable bytes ioctl() would lose the id that the call returns.
+        backing_id: int = ioctl(device, abi.DEV_IOC_BACKING_OPEN, bytearray(_pack_map(fd, 0)))
     return backing_id
 
 

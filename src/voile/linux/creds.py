@@ -40,6 +40,7 @@ _setfsuid = libc.function("setfsuid", c_uint, short=True)
 _setfsgid = libc.function("setfsgid", c_uint, short=True)
 _prctl = libc.function("prctl", c_int, c_ulong, c_ulong, c_ulong, c_ulong)
 _syscall_capget = libc.syscall_function(c_void_p, c_void_p, short=True)
+_syscall_capset = libc.syscall_function(c_void_p, c_void_p, short=True)
 _syscall_setgroups = libc.syscall_function(c_size_t, c_void_p)
 
 
@@ -76,6 +77,31 @@ def _effective(pid: int) -> int:
     check(_syscall_capget(libc.NR_CAPGET, libc.view(header), libc.view(data)))
     words: tuple[int, ...] = _CAP_DATA.unpack(data)
     return words[0] | words[3] << 32
+
+
+class Without:
+    """Takes one capability out of a thread's effective set for a moment, and gives it back.
+
+    Made in a thread that has it, and used there; the thread's other capabilities must not change meanwhile.
+    """
+
+    __slots__ = ("_all", "_fewer", "_header")
+
+    def __init__(self, capability: int) -> None:
+        """Raises OSError, as capget(2)."""
+        self._header = libc.view(bytearray(_CAP_HEADER.pack(_LINUX_CAPABILITY_VERSION_3, 0)))
+        self._all = libc.view(bytearray(_CAP_DATA.size))
+        check(_syscall_capget(libc.NR_CAPGET, self._header, self._all))
+        words = list(_CAP_DATA.unpack(self._all))
+        # Of each half: effective, permitted, inheritable.
+        words[capability // 32 * 3] &= ~(1 << capability % 32)
+        self._fewer = libc.view(bytearray(_CAP_DATA.pack(*words)))
+
+    def __enter__(self) -> None:
+        check(_syscall_capset(libc.NR_CAPSET, self._header, self._fewer))
+
+    def __exit__(self, *_exception: object) -> None:
+        check(_syscall_capset(libc.NR_CAPSET, self._header, self._all))
 
 
 def has_cap(capability: int) -> bool:

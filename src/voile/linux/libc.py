@@ -47,10 +47,10 @@ NR_LISTXATTRAT = 465
 # The older ones, for calls that some C libraries have no function for.
 _NAMES = (
     "renameat2", "statx", "getdents64", "utimensat", "name_to_handle_at", "open_by_handle_at", "capget",
-    "setgroups",
+    "setgroups", "capset",
 )  # fmt: skip
-_X86_64 = (316, 332, 217, 280, 303, 304, 125, 116)
-_GENERIC = (276, 291, 61, 88, 264, 265, 90, 159)
+_X86_64 = (316, 332, 217, 280, 303, 304, 125, 116, 126)
+_GENERIC = (276, 291, 61, 88, 264, 265, 90, 159, 91)
 _TABLES = {"x86_64": _X86_64, "aarch64": _GENERIC, "riscv64": _GENERIC, "loongarch64": _GENERIC}
 # An unknown architecture gets -1, which the kernel answers with ENOSYS.
 _numbers = dict(zip(_NAMES, _TABLES.get(os.uname().machine, (-1,) * len(_NAMES)), strict=True))
@@ -63,6 +63,7 @@ NR_NAME_TO_HANDLE_AT = _numbers["name_to_handle_at"]
 NR_OPEN_BY_HANDLE_AT = _numbers["open_by_handle_at"]
 NR_CAPGET = _numbers["capget"]
 NR_SETGROUPS = _numbers["setgroups"]
+NR_CAPSET = _numbers["capset"]
 
 
 def function(name: str, *argtypes: Any, short: bool = False) -> Callable[..., int]:

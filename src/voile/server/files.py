@@ -285,10 +285,14 @@ class FileOperations(Served):
     def lseek(self, req: Request, fh: int, offset: int, whence: int) -> bytes:
         return replies.lseek_out(os.lseek(self._real(fh)[1], offset, whence))
 
-    def fallocate(self, req: Request, fh: int, offset: int, length: int, mode: int) -> Deferred | None:
-        file, fd = self._real(fh)
+    def _about_to_write(self, req: Request, file: File) -> None:
+        """What the kernel asks for with a flag where it sends a WRITE."""
         if req.uid != 0 and self.overlay.stat(file.node).st_mode & (stat.S_ISUID | stat.S_ISGID):
             attr.drop_privileges(self.overlay, file.node)
+
+    def fallocate(self, req: Request, fh: int, offset: int, length: int, mode: int) -> Deferred | None:
+        file, fd = self._real(fh)
+        self._about_to_write(req, file)
         files.fallocate(fd, mode, offset, length)
         return None
 
@@ -296,7 +300,8 @@ class FileOperations(Served):
         self, req: Request, fh_in: int, off_in: int, nodeid_out: int, fh_out: int, off_out: int,
         length: int, flags: int,
     ) -> int:  # fmt: skip
-        src, dst = self._real(fh_in)[1], self._real(fh_out)[1]
+        src, (file, dst) = self._real(fh_in)[1], self._real(fh_out)
+        self._about_to_write(req, file)
         return os.copy_file_range(src, dst, length, off_in, off_out)
 
     # --- syncing ---
