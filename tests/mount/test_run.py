@@ -167,6 +167,16 @@ def test_lower_and_current_directory(place):
     assert (place.tree / "file").read_text() == "lower\n"
 
 
+@pytest.mark.parametrize("streams", ["<&- >&- 2>&-", "2>/dev/full"])
+def test_exit_status_when_nothing_can_be_said(place, streams):
+    def work():
+        environment = {**os.environ, "VOILE_STATE": str(place.state)}
+        command = ["sh", "-c", f"{VOILE} run -- sh -c 'exit 3' {streams}"]
+        return subprocess.run(command, cwd=place.tree, env=environment).returncode
+
+    assert place._act(work) == 3
+
+
 def test_state_directory_below_the_tree_does_not_show(place):
     place.state = place.tree / "deep" / "state"
     place.state.parent.mkdir()
@@ -349,3 +359,21 @@ def test_other_file_systems_below_are_named(place):
         assert os.listdir(place.tree / "sub") == ["elsewhere"]
     finally:
         subprocess.run(["umount", place.tree / "sub"], check=True)
+
+
+@pytest.mark.parametrize("place", ["root"], indirect=True)
+def test_state_on_an_overlay_is_refused_with_advice(place, scratch):
+    """As in a container, whose root is an overlay: no error probe can be made there."""
+    for name in ("l", "u", "w", "container"):
+        (scratch / name).mkdir()
+    layers = f"lowerdir={scratch}/l,upperdir={scratch}/u,workdir={scratch}/w"
+    subprocess.run(["mount", "-t", "overlay", "-o", layers, "overlay", scratch / "container"], check=True)
+    try:
+        place.state = scratch / "container" / "state"
+        done = place.run("true")
+        assert done.returncode == 125
+        assert done.stderr.count("\n") == 1
+        assert "set VOILE_STATE to a directory on another file system" in done.stderr
+        place.wait()
+    finally:
+        subprocess.run(["umount", scratch / "container"], check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from voile.cli import report
 from voile.cli.arguments import FLAG, VALUE, Options, parse
@@ -67,15 +68,25 @@ class Backend:
             process.serve(params, target, before_mount=before_mount, mounted=mounted, on_signal=end)
         except Exception as error:
             try:
-                os.write(ready, os.fsencode(report.describe(error)) or type(error).__name__.encode())
-            except OSError:
-                os._exit(report.INTERNAL)  # after "ready"
+                os.write(ready, os.fsencode(_explain(error)))
+            except OSError:  # after "ready": stderr is the system log
+                print(_explain(error), file=sys.stderr)
+                os._exit(report.INTERNAL)
 
     def status(self, mountpoint: bytes) -> dict[str, Any]:
         """Ask the mount."""
         from voile.server import control
 
         return control.status(mountpoint)
+
+
+def _explain(error: Exception) -> str:
+    from voile.volatile.probe import ProbeUnavailable
+
+    text = report.describe(error) or type(error).__name__
+    if isinstance(error, ProbeUnavailable):
+        text += "; set VOILE_STATE to a directory on another file system"
+    return text
 
 
 def main(words: list[bytes]) -> int:
