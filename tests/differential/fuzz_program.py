@@ -230,7 +230,7 @@ class Player:
                 process.flook(value)
 
     def _worth(self, verb, arguments):
-        """False for steps whose outcome is known to differ, by a decision (see fuzz_accepted)."""
+        """False for steps that would wait, or differ by a decision (see fuzz_accepted)."""
         if verb == "rename" and not arguments[2]:
             # Over a directory that is not empty: refused by both, but the kernel has copied up and marked the
             # source by then when the target is a pure upper one.
@@ -240,6 +240,12 @@ class Player:
                     return not os.listdir(new)
                 except OSError:
                     return False
+        if verb in ("read", "create"):
+            # They would wait for somebody at the other end.
+            try:
+                return not stat.S_ISFIFO(os.stat(arguments[0]).st_mode)
+            except OSError:
+                return True
         return True
 
 

@@ -1,6 +1,8 @@
 """A program on the kernel's overlayfs and on voile: what is unlike."""
 
+import importlib
 import os
+import pkgutil
 import re
 import shutil
 import signal
@@ -10,6 +12,7 @@ import tempfile
 import time
 import traceback
 
+import voile
 from differential import snapshot
 from differential.fuzz_accepted import accepted, kernel_oddity, without_ghosts
 from differential.fuzz_program import Side, look
@@ -18,10 +21,14 @@ from support.namespace import ISOLATION
 from support.overlays import KernelOverlay, Layers, VoileError, VoileOverlay
 from support.users import ChildFailed
 from voile.cli import mount as cli_mount
-from voile.server import operations, process  # noqa: F401  (loaded once, before the daemons are forked)
 
 # Inode numbers that are never given out twice: what was seen under one can be followed through all steps.
 NO_REUSE = {"tmpfs", "btrfs"}
+
+# Loaded once, before the daemons are forked: whatever is edited meanwhile.
+for module in pkgutil.walk_packages(voile.__path__, "voile."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
 
 
 class Daemon:
