@@ -330,8 +330,8 @@ def test_failed_upper(isolated, filesystems, scratch):
         try:
             place = Place(scratch, disk / "state", lambda work: work())
             place.tree.mkdir()
-            # sync(1) is what makes the kernel write now; the file systems below are nobody's to protect.
-            fill = "head -c 60M /dev/urandom >big; sync"
+            # Outside the tree, so it is a real one: it makes the kernel write now.
+            fill = f"head -c 60M /dev/urandom >big; sync -f {disk}"
             done = place.run(fill + "; true")
             assert done.returncode == 74, done.stderr
             assert "FAILED: the upper file system has lost data (E" in done.stderr

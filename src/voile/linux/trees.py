@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from voile.linux import files
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -25,6 +33,18 @@ def open_directory(dirfd: int, name: bytes) -> int:
     except PermissionError:
         files.fchmodat2(dirfd, name, 0o700, files.AT_SYMLINK_NOFOLLOW)
         return os.open(name, _OPEN, dir_fd=dirfd)
+
+
+def look(dirfd: int, name: bytes, use: Callable[[int], T]) -> T:
+    """Return `use(fd)` of a directory opened as by `open_directory`; its mode is as it was afterwards."""
+    mode = stat.S_IMODE(os.stat(name, dir_fd=dirfd, follow_symlinks=False).st_mode)
+    fd = open_directory(dirfd, name)
+    try:
+        return use(fd)
+    finally:
+        if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
+            os.fchmod(fd, mode)
+        os.close(fd)
 
 
 def remove(dirfd: int, name: bytes) -> None:

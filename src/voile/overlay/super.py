@@ -123,7 +123,7 @@ class Overlay:
             raise MountError(EINVAL, "/proc is not mounted", b"/proc")
         layout = Layout(params)
         try:
-            if layout.upper is not None and layout.work is not None and self.writable:
+            if layout.upper is not None and layout.work is not None:
                 self._claim(layout.upper, layout.work)
             self._open_layers(layout)
         except BaseException:
@@ -144,16 +144,11 @@ class Overlay:
                 what = f"{place.role} '{os.fsdecode(place.path)}'"
                 self.warnings.append(f"{what} is still held by a detached mount; taking it over")
         try:
-            fd = trees.open_directory(work.fd, b"work")
+            trees.look(work.fd, b"work", lambda fd: marker.check(fd, work.path))
         except OSError as exc:
             # Anything but a directory is cleared away, as the kernel does it.
             if exc.errno not in (ENOENT, ENOTDIR, ELOOP):
                 raise
-        else:
-            try:
-                marker.check(fd, work.path)
-            finally:
-                os.close(fd)
         if self.volatile:
             self.sync = SyncStatus(True, probe.create(self._locks[1], self.params.userxattr))
 

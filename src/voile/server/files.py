@@ -170,8 +170,8 @@ class FileOperations(Served):
             if not fresh:
                 self.attributes_changed(node)
         if not opens.backing_id:
-            # Nobody but us changes the file: what the kernel has cached stays true.
-            return fh, abi.FOPEN_KEEP_CACHE, 0
+            # Nobody but us changes the file, unless `timeout` says so: what the kernel has cached stays true.
+            return fh, abi.FOPEN_KEEP_CACHE if self.params.timeout is None else 0, 0
         direct = abi.FOPEN_DIRECT_IO if self._sees_writes(file, fresh) else 0
         return fh, abi.FOPEN_PASSTHROUGH | direct, opens.backing_id
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 
+from voile.fuse import abi
 from voile.overlay.params import Params
 from voile.overlay.super import Overlay
 from voile.server.control import Control
@@ -70,7 +71,10 @@ class OverlayOperations(NameOperations, FileOperations, DirOperations):
 
     def _syncfs_quality(self) -> str:
         """Whether syncfs(2) on the mount reaches us at all."""
-        return "exact" if self.fuse_type == "fuseblk" and self.overlay.writable else "none"
+        asked = self.fuse_type == "fuseblk"
+        if self.negotiated is not None and self.negotiated.flags & abi.HAS_SYNCFS:
+            asked = True
+        return "exact" if asked and self.overlay.writable else "none"
 
 
 def _text(path: bytes | None) -> str | None:

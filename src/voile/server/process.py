@@ -53,6 +53,7 @@ def serve(
     from voile.server.operations import OverlayOperations
 
     target = _check_target(target)
+    _raise_file_limit()
     overlay = Overlay.open(params)
     try:
         for warning in overlay.warnings:
@@ -92,6 +93,14 @@ def serve(
         overlay.close()
     if operations.close_error is not None:
         raise operations.close_error
+
+
+def _raise_file_limit() -> None:
+    """As many descriptors as we may have: callers' open files need some of ours, directories more."""
+    import resource
+
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _stack_depth(overlay: Overlay) -> int:

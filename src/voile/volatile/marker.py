@@ -44,16 +44,12 @@ class Incompatible(OSError):
 def check(work_fd: int, path: bytes | None = None) -> None:
     """Raise Incompatible when work/incompat has an entry. `path` is for the message: the work directory."""
     try:
-        fd = trees.open_directory(work_fd, _INCOMPAT)
+        names = sorted(trees.look(work_fd, _INCOMPAT, os.listdir))
     except OSError as error:
         # Something that is no directory has no entries: it is cleared away with the rest of work.
         if error.errno in _NOT_DIRECTORY:
             return
         raise
-    try:
-        names = sorted(os.listdir(fd))
-    finally:
-        os.close(fd)
     if names:
         # Ours first: of several it is the one that somebody can do something about.
         found = [os.fsencode(name) for name in names]
