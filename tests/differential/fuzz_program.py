@@ -62,8 +62,11 @@ def segments(program):
     return parts
 
 
-def build(layer, calls):
-    """Makes what can be made; what cannot (its name is taken, its parent is a file) is left out."""
+def build(layer, calls, below):
+    """Makes what can be made; what cannot (its name is taken, its parent is a file) is left out.
+
+    `below`: the roots of the layers below, built already.
+    """
     for method, *arguments in calls:
         if method == "moved":
             _moved(layer, *arguments)
@@ -78,7 +81,30 @@ def build(layer, calls):
                 layer.file(arguments[0], b"0123456789abcdef" * 20_000)
             else:
                 getattr(layer, method)(*arguments)
+    _without_stale_whiteouts(layer, below)
     layer.settle()
+
+
+def _without_stale_whiteouts(layer, below):
+    """Where nothing is merged the kernel lists whiteouts, and cannot remove what holds them; voile can."""
+    for directory, names, files in os.walk(layer.root):
+        relative = os.path.relpath(directory, layer.root)
+        parents = [] if relative == b"." else relative.split(b"/")
+        prefixes = [b"/".join(parents[: n + 1]) for n in range(len(parents))]
+        if all(_merges(layer, prefix, below) for prefix in prefixes):
+            continue
+        for name in names + files:
+            path = os.path.join(directory, name)
+            if kind_of(path) == stat.S_IFCHR and os.lstat(path).st_rdev == 0:
+                os.unlink(path)
+
+
+def _merges(layer, path, below):
+    marks = {name.rpartition(".")[2] for name in os.listxattr(_at(layer, path))}
+    if marks & {"opaque", "redirect"}:
+        return False
+    kinds = [kind for root in below if (kind := kind_of(os.path.join(root, path))) is not None]
+    return kinds[:1] == [stat.S_IFDIR]
 
 
 def _moved(layer, old, new, relative):
@@ -116,9 +142,11 @@ class Side:
     def __init__(self, program, overlay, options):
         self.program, self.overlay, self.layers, self.options = program, overlay, overlay.layers, options
         ordinary = "userxattr" in program.options
-        for path, calls in zip(self.layers.lowers, program.lowers):
-            build(Layer(path, ordinary), calls)
-        build(Layer(self.layers.upper, ordinary), program.upper)
+        below = []
+        parts = zip([self.layers.upper, *self.layers.lowers], [program.upper, *program.lowers])
+        for path, calls in reversed(list(parts)):
+            build(Layer(path, ordinary), calls, below)
+            below.insert(0, os.fsencode(path))
         self.lowers = [snapshot.raw(lower) for lower in self.layers.lowers]
         # One list of (what, outcome) for each step.
         self.log = [[] for _ in program.steps]
