@@ -4,6 +4,7 @@ The fuzzer plays its programs with these, and what it finds can be pasted as a s
 """
 
 import ctypes
+import errno
 import mmap
 import os
 import pickle
@@ -76,11 +77,11 @@ class Actor(Tree):
 
     @step
     def relist(self, fd):
-        """rewinddir, and all names."""
+        """rewinddir, and all names, with the errors that they give."""
         os.lseek(_fd(fd), 0, os.SEEK_SET)
         found = []
         while part := syscalls.getdents(fd, 4096):
-            found += [name for name, _, _, _ in part]
+            found += [(name, (0, _error(name, fd))) for name, _, _, _ in part]
         return sorted(found)
 
     # ------------------------------------------------------------ mappings
@@ -142,6 +143,14 @@ def _Map(fd, size, flags, protection):
 
 def _looked(st):
     return {**plain_stat(st), "atime": when(st.st_atime_ns), "ino": st.st_ino}
+
+
+def _error(name, directory):
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except OSError as e:
+        return errno.errorcode[e.errno]
+    return None
 
 
 class Process:

@@ -158,7 +158,7 @@ class Arena:
         lines = steps(program, oracle, ours, skip, number)
         for tree, mine in zip(oracle.trees, ours.trees):
             ignore = {"one device"} if number else {"one device", "ino"}
-            expected, got = without_ghosts(tree), without_ghosts(mine)
+            expected, got = without_ghosts(tree, mine), without_ghosts(mine, tree)
             if number:
                 expected, got = (
                     {p: {**e, "ino": n(e["ino"])} if "ino" in e else e for p, e in t.items()}
@@ -178,15 +178,19 @@ class Arena:
         if oracle.work != ours.work:
             lines.append(f"-- work directory: expected {oracle.work}, got {ours.work}")
         ignore = {"one device"} if not program.lowers_on else {"one device", "ino"}
+        shown = ours.trees[-1]
         theirs = look(overlay(KernelOverlay, ours.layers), list(program.options))
         lines += titled(
             "voile's layers mounted by the kernel (expected: what voile showed)",
-            snapshot.differences(ours.trees[-1], without_ghosts(theirs), ignore | {"d_ino wrong"}),
+            snapshot.differences(
+                without_ghosts(shown, theirs), without_ghosts(theirs, shown), ignore | {"d_ino wrong"}
+            ),
         )
+        shown = oracle.trees[-1]
         mine = look(overlay(self.voile, oracle.layers), [*program.options, *program.daemon])
         lines += titled(
             "the kernel's layers mounted by voile (expected: what the kernel showed)",
-            snapshot.differences(without_ghosts(oracle.trees[-1]), mine, ignore),
+            snapshot.differences(without_ghosts(shown, mine), without_ghosts(mine, shown), ignore),
         )
         return lines
 
@@ -223,7 +227,7 @@ def steps(program, oracle, ours, skip, number):
             continue
         for (what, a), (_what, b) in zip(expected, got):
             a, b = _numbered(a, number and number[0]), _numbered(b, number and number[1])
-            if a != b and not accepted(step, a, b):
+            if a != b and not accepted(program, step, a, b):
                 lines.append(f"step {n} {what}: expected {_diff(a, b)}, got {_diff(b, a)}")
         if len(expected) != len(got):
             lines.append(f"step {n}: {len(expected)} outcomes expected, {len(got)} seen")

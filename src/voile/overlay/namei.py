@@ -160,8 +160,7 @@ class _Search:
         self._attributes(top, reals[position + 1 :], b"", b"")
         upper_redirect, upper_impure, upper_origin = self.redirect, self.impure, self.origin
         below = reals[position + 1 :]
-        if upper is None:
-            self._may_follow()
+        self._may_follow()
         if upper_redirect is not None and upper_redirect[:1] == b"/":
             below = self._roots(top)
         first_ino = -1 if upper is not None else st.st_ino
@@ -171,8 +170,11 @@ class _Search:
             found = self._layer(real, below)
             if found is None:
                 continue
-            self._may_follow()
             lower, lower_ino = found
+            if upper is not None and not lowers and not upper_origin and ofs.writable:
+                _fix_origin(ofs, upper, lower)
+                set_impure(ofs, self.parent)
+            self._may_follow()
             if first_ino < 0:
                 first_ino = lower_ino
             lowers.append(lower)
@@ -183,13 +185,10 @@ class _Search:
         node = Dir(self.parent, self.name, upper, tuple(lowers), ino)
         if upper is not None:
             node.redirect, node.impure = upper_redirect, upper_impure
-            if lowers and not upper_origin and ofs.writable:
-                _fix_origin(ofs, upper, lowers[0])
-                set_impure(ofs, self.parent)
         return node, st
 
     def _may_follow(self) -> None:
-        """EPERM at the first lower directory under or with a redirect that must not be followed.
+        """EPERM at the first directory with a redirect that must not be followed.
 
         A redirect leads anywhere in the lower layers, without the permission checks of a path.
         """

@@ -28,4 +28,27 @@ PROGRAMS = {
         upper=[("block", b"b/c/a")],
         steps=[(0, "rmdir", b"b/c")],
     ),
+    # The origin is stored before a redirect is refused.
+    "origin_of_a_directory_that_must_not_be_followed": Program(
+        options=("userxattr",),
+        upper=[("dir", b"a/b")],
+        lowers=[[("moved", b"c", b"a/b", False)], [("file", b"a/b/f")]],
+    ),
+    # A redirect is refused wherever it would lead, also to nothing.
+    "redirect_to_nothing_that_must_not_be_followed": Program(
+        options=("redirect_dir=nofollow",),
+        upper=[("moved", b"b", b"a/f", False)],
+        lowers=[[("dir", b"a")]],
+    ),
+    "redirect_that_must_not_be_followed": Program(
+        options=("redirect_dir=nofollow",),
+        upper=[("moved", b"b", b"a/f", False)],
+        lowers=[[("dir", b"a"), ("dir", b"b")]],
+        steps=[(0, "list", b"a"), (0, "look", b"a/f"), (0, "rmdir", b"a/f"), (0, "rmdir", b"a")],
+    ),
+    "lower_redirect_that_must_not_be_followed": Program(
+        options=("redirect_dir=nofollow",),
+        lowers=[[("dir", b"a")], [("moved", b"b", b"a/f", False)], [("dir", b"a"), ("dir", b"b")]],
+        steps=[(0, "list", b"a"), (0, "look", b"a/f")],
+    ),
 }
