@@ -111,8 +111,12 @@ def drop_privileges(ofs: Overlay, node: Node) -> None:
 
 
 def has_set_id(mode: int) -> bool:
-    """Whether a write takes set-id bits away from a file of this mode."""
-    return bool(mode & stat.S_ISUID) or mode & _SGID_EXEC == _SGID_EXEC
+    """Whether a write may take set-id bits away from a file of this mode.
+
+    Also S_ISGID without the group's execute bit: a write that the kernel does for the daemon would take it
+    away, for the daemon is not of the file's group (setattr_should_drop_sgid).
+    """
+    return bool(mode & (stat.S_ISUID | stat.S_ISGID))
 
 
 def getxattr(ofs: Overlay, node: Node, name: bytes) -> bytes:
