@@ -1,9 +1,13 @@
 """Nodes, lookup counts and descriptors of a running daemon: the right file by every name, nothing kept."""
 
+import ctypes
 import os
+import struct
 
 from support.users import in_child
 from support.wait import wait_until
+
+IN_MODIFY, IN_CREATE = 2, 0x100
 
 
 def drop_caches():
@@ -61,6 +65,59 @@ def test_directory_of_one_name_is_forgotten_and_renamed(layers, hooked_overlay):
         assert os.stat(point / "c/f").st_ino == os.stat(point / "b/g").st_ino
         os.unlink(point / "b/g")
         assert (point / "c/f").read_bytes() == b"12345"
+    overlay.umount()
+
+
+def test_watched_objects_are_found_again(layers, hooked_overlay):
+    """An inotify watch keeps an inode, but not the way to it; it sees what is done after a rename of that."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    made = layers()
+    for layer in (made.lowers[0], made.upper):
+        (layer / "d/e").mkdir(parents=True)
+    (made.lowers[0] / "d/e/low").write_bytes(b"1")
+    (made.upper / "d/e/up").write_bytes(b"1")
+    overlay = hooked_overlay(made)
+    point = overlay.mount("redirect_dir=on")
+    watch = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+    watches = [
+        libc.inotify_add_watch(watch, bytes(point / path), IN_MODIFY | IN_CREATE)
+        for path in ("d/e", "d/e/low", "d/e/up")
+    ]
+    forgotten(overlay, 1 + len(watches))
+    os.rename(point / "d", point / "x")
+    (point / "x/e/low").write_bytes(b"2")
+    (point / "x/e/up").write_bytes(b"2")
+    (point / "x/e/new").mkdir()
+    events, seen = os.read(watch, 4096), set()
+    while events:
+        number, _mask, _cookie, length = struct.unpack_from("=iIII", events)
+        seen.add(number)
+        events = events[16 + length :]
+    assert seen == set(watches)
+    os.close(watch)
+    forgotten(overlay, 1)
+    assert overlay.state()["hooked"] == 0
+    overlay.umount()
+
+
+def test_inode_number_that_is_used_again(layers, hooked_overlay):
+    """Without file handles st_ino of what is copied up is remembered: no longer than the file is there."""
+    made = layers()
+    (made.lowers[0] / "low").write_bytes(b"1")
+    overlay = hooked_overlay(made)
+    point = overlay.mount()
+    overlay.hook("nohandles")
+    os.chmod(point / "low", 0o600)
+    real = os.stat(made.upper / "low").st_ino
+    os.unlink(point / "low")
+    forgotten(overlay, 1)  # the daemon has closed it, too
+    made_now = {name: point / name for name in map(str, range(50))}
+    for path in made_now.values():
+        path.write_bytes(b"")
+    (again,) = (name for name in made_now if os.stat(made.upper / name).st_ino == real)
+    number = os.stat(made_now[again]).st_ino
+    forgotten(overlay, 1)
+    assert os.stat(made_now[again]).st_ino == number
     overlay.umount()
 
 

@@ -8,6 +8,7 @@ user.hook.fdlimit.N    so many directory descriptors may stay open between two r
 user.hook.hold         long work waits until …
 user.hook.go           … it may go on
 user.hook.nothreads    no thread can be started
+user.hook.nohandles    files cannot be found by handle (an ordinary user's mount)
 user.hook.state        what the daemon holds, as JSON
 
 In the daemon this is one function around each of the few that change a file system: the code under test is
@@ -119,6 +120,9 @@ class Hooks:
             self.go.clear()
         elif what == "go":
             self.go.set()
+        elif what == "nohandles":
+            for each in (*self.overlay.filesystems.values(), *self.overlay.lowers):
+                each.decodes = False
         elif what == "nothreads":
             threading.Thread.start = no_thread
         elif what == "state":

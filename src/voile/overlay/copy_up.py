@@ -262,7 +262,9 @@ class CopyUp:
         """
         ofs = self.ofs
         if self.origin is None:
-            node.ino = ofs.map_ino(node.real.layer, ofs.stat(node).st_ino)
+            number = ofs.stat(node).st_ino
+            ofs.origins.pop(number, None)
+            node.ino = ofs.map_ino(node.real.layer, number)
             ofs.changed(node)
         elif not self.origin or not ofs.decodes_origin:
             ofs.origins[ofs.stat(node).st_ino] = node.ino

@@ -115,6 +115,7 @@ def tmpfile(
     fd = os.open(b".", keep | os.O_TMPFILE | os.O_CLOEXEC, mode & 0o7777, dir_fd=ofs.fds.fd(upper))
     try:
         st = os.fstat(fd)
+        ofs.origins.pop(st.st_ino, None)
         node = Node(parent, b"", upper, ofs.map_ino(upper.layer, st.st_ino), stat.S_IFREG)
         node.parent = None
         node.more().fd = os.open(xattrs.proc_fd(fd), os.O_PATH | os.O_CLOEXEC)
@@ -160,6 +161,7 @@ def _new_node(
     upper = _upper(parent)
     if st is None:
         st = os.stat(name, dir_fd=ofs.fds.fd(upper), follow_symlinks=False)
+    ofs.origins.pop(st.st_ino, None)  # of another object that had this number
     ino = ofs.map_ino(upper.layer, st.st_ino)
     node: Node
     if stat.S_ISDIR(st.st_mode):

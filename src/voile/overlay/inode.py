@@ -185,37 +185,38 @@ class NodeTable:
         if node.nlookup > 0:
             return
         del self._nodes[nodeid]
-        node.id = 0
+        node.id = node.nlookup = 0
         self.release(node)
 
     def release(self, node: Node) -> None:
-        """Unhooks a node that nobody knows by number (any more)."""
-        for parent, name in self.names(node):
-            if parent.children.get(name) is node:
-                del parent.children[name]
-        if isinstance(node, Dir):
-            self._release_children(node)
-            for real in node.reals:
-                real.pinned = False
-            self._fds.drop(node.reals)
-        elif node.extra is not None:
-            self._forget_extra(node, node.extra)
+        """Unhooks a node that nobody knows by number (any more).
 
-    def _release_children(self, node: Dir) -> None:
-        """A directory that is forgotten leads nowhere any more: it may be renamed without us knowing.
-
-        The kernel still uses something of it only where that has another name, or is watched by
-        inotify(7) without one.
+        A directory stays while something in it is known: a file with another name elsewhere, or what
+        inotify(7) watches.  It may be renamed meanwhile, and that has to be found where it is then.
         """
+        pending = [node]
+        while pending:
+            node = pending.pop()
+            if isinstance(node, Dir) and self._leads_on(node):
+                continue
+            for parent, name in self.names(node):
+                if parent.children.get(name) is node:
+                    del parent.children[name]
+                if not parent.id:
+                    pending.append(parent)  # it had stayed for this one, perhaps
+            if isinstance(node, Dir):
+                for real in node.reals:
+                    real.pinned = False
+                self._fds.drop(node.reals)
+            elif node.extra is not None:
+                self._forget_extra(node, node.extra)
+
+    def _leads_on(self, node: Dir) -> bool:
+        """Whether the kernel knows something below a directory; what it does not is unhooked."""
         for name, child in list(node.children.items()):
-            known_by = list(self.names(child)) if child.nlookup > 0 else []
-            if known_by == [(node, name)] and child.is_upper and not child.is_dir:
-                try:
-                    self.hold(child)
-                    self.index(child, os.fstat(child.unlinked_fd).st_ino)
-                except OSError:
-                    pass  # there is nothing left to find
-            self.drop_link(child, node, name)
+            if not child.id and not (isinstance(child, Dir) and child.children):
+                self.drop_link(child, node, name)
+        return bool(node.children)
 
     def hold(self, node: Node) -> None:
         """Opens an upper non-directory whose last known name is about to go."""
