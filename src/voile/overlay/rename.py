@@ -146,19 +146,18 @@ def _rehook(node: Node, old_parent: Dir, old_name: bytes, new_parent: Dir, new_n
 
 def _prepare(ofs: Overlay, node: Node, dir_fd: int, new_parent: Dir, same_dir: bool) -> None:
     """Marks what moves, and where to, so that it looks the same in its new place."""
+    if isinstance(node, Dir):
+        if node.lowers:
+            _set_redirect(ofs, node, dir_fd, same_dir)
+        elif new_parent.lowers:
+            try:
+                overlay_dir.set_opaque(ofs, dir_fd, node.name)
+            except OSError as exc:
+                if exc.errno == EOPNOTSUPP:
+                    raise OSError(EXDEV, "no attributes in the upper layer") from None
+                raise
     if not same_dir and _has_origin(ofs, node):
         set_impure(ofs, new_parent)
-    if not isinstance(node, Dir):
-        return
-    if node.lowers:
-        _set_redirect(ofs, node, dir_fd, same_dir)
-    elif new_parent.lowers:
-        try:
-            overlay_dir.set_opaque(ofs, dir_fd, node.name)
-        except OSError as exc:
-            if exc.errno == EOPNOTSUPP:
-                raise OSError(EXDEV, "no attributes in the upper layer") from None
-            raise
 
 
 def _has_origin(ofs: Overlay, node: Node) -> bool:

@@ -51,4 +51,11 @@ PROGRAMS = {
         lowers=[[("dir", b"a")], [("moved", b"b", b"a/f", False)], [("dir", b"a"), ("dir", b"b")]],
         steps=[(0, "list", b"a"), (0, "look", b"a/f")],
     ),
+    # Nothing is marked in the new place of what cannot move.
+    "redirect_too_long": Program(
+        options=("redirect_dir=on",),
+        upper=[("fifo", b"a/b/g")],
+        lowers=[[("file", b"L" * 200 + b"/" + b"M" * 200 + b"/f")]],
+        steps=[(0, "rename", b"L" * 200 + b"/" + b"M" * 200, b"a/b/b", 0)],
+    ),
 }
