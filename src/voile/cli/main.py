@@ -17,13 +17,14 @@ usage: voile run [--name NAME] [--lower DIR] [-o OPTS] [--] COMMAND [ARGUMENT...
        voile mount [-f] [-d] -o OPTIONS MOUNTPOINT
        voile umount [-l] MOUNTPOINT
        voile status [--json] [MOUNTPOINT]
+       voile check UPPER [--work DIR] [--lower DIR]... [--userxattr] [--fix] [--json]
        voile SOURCE MOUNTPOINT -o OPTIONS        (as mount.fuse3 calls it)
        voile -o OPTIONS MOUNTPOINT               (as container engines call it)
 
 'voile COMMAND --help' says more about one of them.
 """
 
-COMMANDS = ("mount", "umount", "status", "run", "list", "discard")
+COMMANDS = ("mount", "umount", "status", "run", "list", "discard", "check")
 
 
 def main(argv: list[str] | None = None) -> int:
