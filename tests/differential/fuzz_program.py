@@ -13,7 +13,7 @@ from functools import partial
 from differential import snapshot
 from differential.actors import Actor, kind_of
 from differential.builder import Layer
-from support import syscalls
+from support import fsck, syscalls
 from support.users import in_child
 
 MS_REMOUNT = 32
@@ -148,6 +148,7 @@ class Side:
             build(Layer(path, ordinary), calls, below)
             below.insert(0, os.fsencode(path))
         self.lowers = [snapshot.raw(lower) for lower in self.layers.lowers]
+        self.sick = fsck.complaints(self.layers, ",".join(program.options))
         # One list of (what, outcome) for each step.
         self.log = [[] for _ in program.steps]
         self.trees = []

@@ -10,6 +10,7 @@ from differential import scenarios, snapshot
 from differential.builder import Builder
 from differential.scenario import ALL
 from differential.tree import Tree
+from support import fsck
 from support.namespace import become_root_of_a_user_namespace
 from support.overlays import KernelOverlay, VoileOverlay, voile_missing
 from support.users import USER, in_child
@@ -46,6 +47,7 @@ class Side:
             self.upper = snapshot.raw(self.layers.upper, origins, times=False)
             # The kernel keeps one whiteout there to make more of it by link(2).
             work = snapshot.raw(self.layers.work)
+            self.complaints = fsck.complaints(self.layers, self.options)
             self.work = sorted(path for path, entry in work.items() if entry["kind"] != "whiteout")
 
     def _steps(self, point):
@@ -96,6 +98,8 @@ def compare(scenario, options, layers, kernel_overlay, voile_overlay):
         problems += unlike("read-only upper", snapshot.differences(ours.upper_before, ours.upper))
     elif scenario.upper:
         problems += unlike("raw upper", snapshot.differences(oracle.upper, ours.upper))
+        for side in (oracle, ours):
+            problems += unlike(f"check of {side.overlay.name}'s layers", side.complaints)
         if oracle.work != ours.work:
             problems.append(f"-- work directory: expected {oracle.work}, got {ours.work}")
     if scenario.upper and "volatile" not in options:
