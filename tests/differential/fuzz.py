@@ -36,6 +36,7 @@ def batch(arena, number, examples, until, smaller=shrink):
     def run(program):
         if time.monotonic() > until:
             return
+        program = arena.concrete(program)
         try:
             arena.run(program)
         except Unlike as e:

@@ -5,6 +5,7 @@ import os
 from hypothesis import strategies as st
 
 from differential.fuzz_program import Program, Slot
+from differential.fuzz_scout import Pick
 from differential.tree import ACCESS, DEFAULT, acl
 from support import syscalls as sys
 
@@ -23,7 +24,7 @@ maybe_root = st.one_of(somewhere, st.just(b"."))
 
 data = st.sampled_from([b"x", b"hello world\n", b"0123456789abcdef" * 256, b"page" * 2048, b""])
 file_mode = st.sampled_from([0o644, 0o600, 0o666, 0o755, 0o444, 0o000, 0o4755, 0o2775, 0o6777])
-dir_mode = st.sampled_from([0o755, 0o777, 0o1777, 0o2775, 0o700, 0o500])
+dir_mode = st.sampled_from([0o755, 0o777, 0o777, 0o777, 0o1777, 0o2775, 0o700, 0o500])
 owner = st.sampled_from([(0, 0), (1000, 1000), (2000, 1000), (2000, 3000)])
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
 attribute = st.sampled_from(
@@ -69,14 +70,40 @@ hiding = st.one_of(
     st.tuples(st.just("opaque"), directory),
     st.tuples(st.just("moved"), directory, somewhere, st.booleans()),
 )
-lowest = st.lists(entry, max_size=14)
-upper_ones = st.lists(st.one_of(entry, hiding), max_size=12)
+
+
+def long_list(items, parts):
+    """hypothesis draws short lists; several of them make a long one."""
+    return st.tuples(*[st.lists(items, max_size=12)] * parts).map(
+        lambda lists: [x for one in lists for x in one]
+    )
+
+
+lowest = long_list(entry, 4)
+upper_ones = long_list(st.one_of(entry, entry, hiding), 2)
 
 # ---------------------------------------------------------------- steps
 
-slot = st.integers(0, 3).map(Slot)
-dir_slot = st.integers(4, 5).map(Slot)
-map_slot = st.integers(6, 7).map(Slot)
+
+def pick(what, fallback):
+    """Mostly something that is there."""
+    return st.one_of(
+        fallback,
+        *[st.builds(Pick, st.sampled_from(what), st.integers(0, 40), fallback)] * 4,
+    )
+
+
+path, plain_path = pick(["file"] * 4 + ["any", "new"], path), path
+directory, plain_directory = pick(["dir"], directory), directory
+somewhere = pick(["file", "file", "any", "dir", "new"], somewhere)
+maybe_root = st.one_of(somewhere, somewhere, somewhere, st.just(b"."))
+new = pick(["new"], plain_path)
+new_slot = st.integers(0, 3).map(Slot)
+new_dir_slot = st.integers(4, 5).map(Slot)
+new_map_slot = st.integers(6, 7).map(Slot)
+slot = pick(["open"], new_slot)
+dir_slot = pick(["open"], new_dir_slot)
+map_slot = pick(["mmap"], new_map_slot)
 offset = st.sampled_from([0, 1, 4096, 5000, 70_000])
 length = st.sampled_from([1, 10, 4096, 10_000])
 FLAGS = [
@@ -112,17 +139,19 @@ def spread(pair):
 
 
 on_names = st.one_of(
-    verb("create", somewhere, data, file_mode),
-    verb("mkdir", somewhere, dir_mode),
+    verb("create", new, data, file_mode),
+    verb("mkdir", new, dir_mode),
     verb("unlink", somewhere),
     verb("rmdir", somewhere),
     verb("rename", somewhere, somewhere, rename_flags),
-    verb("rename", directory, somewhere, rename_flags),
+    verb("rename", directory, new, rename_flags),
+    verb("rename", directory, directory, rename_flags),
     verb("rename", path, path, rename_flags),
-    verb("link", somewhere, path),
-    verb("symlink", st.sampled_from([b"f", b"a", b"b/g", b"nowhere"]), path),
-    verb("mknod", path, st.sampled_from([0o010644, 0o140600, 0o100600])),
-    verb("mknod", path, st.just(0o020666), st.sampled_from([259, 0])),
+    verb("rename", path, new, rename_flags),
+    verb("link", path, new),
+    verb("symlink", st.sampled_from([b"f", b"a", b"b/g", b"nowhere"]), new),
+    verb("mknod", new, st.sampled_from([0o010644, 0o140600, 0o100600])),
+    verb("mknod", new, st.just(0o020666), st.sampled_from([259, 0])),
     verb("unlink", path),
     verb("rmdir", directory),
 )
@@ -148,9 +177,9 @@ on_looks = st.one_of(
     verb("dots", directory),
 )
 on_open = st.one_of(
-    verb("open", slot, somewhere, open_flags),
-    verb("open", slot, path, open_flags),
-    verb("open", slot, path, open_flags),
+    verb("open", new_slot, somewhere, open_flags),
+    verb("open", new_slot, path, open_flags),
+    verb("open", new_slot, path, open_flags),
     verb("close", slot),
     verb("pread", slot, length, offset),
     verb("fread", slot, length),
@@ -170,11 +199,11 @@ on_open = st.one_of(
     verb("fallocate", slot, fallocate_mode, offset, length),
     verb("copy_file_range", slot, slot, length, offset, offset),
     verb("flock", slot, st.sampled_from([5, 6, 8])),  # LOCK_NB with SH, EX; UN
-    verb("open", slot, st.one_of(directory, st.just(b".")), st.just(os.O_TMPFILE | os.O_RDWR)),
-    verb("link_fd", slot, path),
+    verb("open", new_slot, st.one_of(directory, st.just(b".")), st.just(os.O_TMPFILE | os.O_RDWR)),
+    verb("link_fd", slot, new),
 )
 on_directories = st.one_of(
-    verb("open", dir_slot, maybe_root, st.just(os.O_RDONLY | os.O_DIRECTORY)),
+    verb("open", new_dir_slot, maybe_root, st.just(os.O_RDONLY | os.O_DIRECTORY)),
     verb("getdents", dir_slot),
     verb("relist", dir_slot),
     verb("fchmod", dir_slot, dir_mode),
@@ -182,7 +211,7 @@ on_directories = st.one_of(
     verb("flook", dir_slot),
 )
 on_maps = st.one_of(
-    verb("mmap", map_slot, slot, st.just(8192), st.booleans(), st.booleans()),
+    verb("mmap", new_map_slot, slot, st.just(8192), st.booleans(), st.booleans()),
     verb("mread", map_slot, offset, length),
     verb("mwrite", map_slot, offset, data),
     verb("msync", map_slot),
@@ -193,8 +222,7 @@ step = st.one_of(
     on_names, on_names, on_attributes, on_open, on_open, on_looks, on_directories, on_maps, on_mount
 )
 
-# hypothesis draws short lists; several of them make a long one that still shrinks piece by piece.
-steps = st.tuples(*[st.lists(step, max_size=12)] * 8).map(lambda parts: [s for part in parts for s in part])
+steps = long_list(step, 8)
 
 # ---------------------------------------------------------------- options
 
