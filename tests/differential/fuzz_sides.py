@@ -18,7 +18,7 @@ from differential import snapshot
 from differential.fuzz_accepted import accepted, kernel_oddity, without_ghosts
 from differential.fuzz_program import Side, look
 from differential.fuzz_scout import Scout
-from support import mountinfo
+from support import fsck, mountinfo
 from support.namespace import ISOLATION
 from support.overlays import KernelOverlay, Layers, VoileError, VoileOverlay
 from support.users import ChildFailed
@@ -190,6 +190,10 @@ class Arena:
         oracle.finish()
         ours.finish()
         lines = titled("raw upper", snapshot.differences(oracle.upper, ours.upper))
+        theirs, mine = (fsck.complaints(side.layers, ",".join(program.options)) for side in (oracle, ours))
+        # What the program has put into the upper itself (a redirect to nowhere) stays there.
+        if theirs != mine or not oracle.sick:
+            lines += titled("check of the kernel's layers", theirs) + titled("check of voile's layers", mine)
         if oracle.work != ours.work:
             lines.append(f"-- work directory: expected {oracle.work}, got {ours.work}")
         # Special files can have no user.* attributes, so their copies have no origin to take st_ino from.
