@@ -222,7 +222,7 @@ class Player:
         if who not in self.processes:
             self.processes[who] = self.root.process(*USERS[who])
         process = self.processes[who]
-        if skip or not self._worth(verb, arguments):
+        if skip or not self._worth(who, verb, arguments):
             return [(f"{verb} left out", None)]
         slot = arguments.pop(0).number if verb in OPENING else None
         filled = [self._fill(who, a) for a in arguments]
@@ -258,7 +258,7 @@ class Player:
             if isinstance(argument, Slot) and value is not None and verb in _ON_FILES:
                 process.flook(value)
 
-    def _worth(self, verb, arguments):
+    def _worth(self, who, verb, arguments):
         """False for steps that would wait, or differ by a decision (see fuzz_accepted)."""
         if verb == "rename" and not arguments[2]:
             # Over a directory that is not empty: refused by both, but the kernel has copied up and marked the
@@ -269,6 +269,11 @@ class Player:
                     return not os.listdir(new)
                 except OSError:
                     return False
+        if who == 0 and verb in ("pwrite", "write", "copy_file_range", "fallocate", "ftruncate"):
+            # Set-id bits that a file got while it was open stay with the kernel when root writes; with voile
+            # they go: who writes through FUSE passthrough is not known.
+            fds = [self._fill(who, each) for each in arguments if isinstance(each, Slot)]
+            return not any(fd is not None and os.fstat(fd).st_mode & 0o6000 for fd in fds)
         if verb in ("read", "create"):
             # They would wait for somebody at the other end.
             try:
