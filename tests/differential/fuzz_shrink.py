@@ -9,7 +9,7 @@ import time
 from differential.fuzz_sides import Unlike
 
 
-def shrink(arena, program, difference, seconds=120):
+def shrink(arena, program, difference, seconds=60):
     """(program, difference), as small as can be reached in that time."""
     until = time.monotonic() + seconds
     best = [program, difference]
