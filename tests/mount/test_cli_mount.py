@@ -164,6 +164,20 @@ def test_daemon_keeps_nothing_of_the_caller(tree):
     works(call(*VOILE, "umount", tree / "m"))
 
 
+def test_caller_without_standard_files(tree):
+    """None of ours gets the number of one of them: the daemon gives those up."""
+    for helper in (f"{' '.join(VOILE)} mount", f"PYTHONPATH={ROOT}/src {' '.join(HELPER)} none"):
+        works(call("sh", "-c", f"{helper} {tree}/m -o {options(tree)} <&- >&- 2>&-"))
+        assert (tree / "m" / "file").read_text() == "lower\n"
+        works(call(*VOILE, "umount", tree / "m"))
+
+
+def test_output_that_cannot_be_written():
+    done = call("sh", "-c", f"{' '.join(VOILE)} status --json >/dev/full")
+    assert done.returncode == 2
+    assert done.stderr == "voile: standard output: No space left on device\n"
+
+
 def test_foreground_and_signals(tree):
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         with subprocess.Popen([*VOILE, "mount", "-f", "-o", options(tree), tree / "m"]) as daemon:

@@ -29,6 +29,7 @@ COMMANDS = ("mount", "umount", "status", "run", "list", "discard", "check")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process); return the exit status."""
+    report.open_standard_files()
     words = [os.fsencode(word) for word in (sys.argv[1:] if argv is None else argv)]
     failed = 125 if words[:1] == [b"run"] else report.USAGE
     try:

@@ -35,6 +35,7 @@ _OPTIONS: Options = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run mount.voile; return the exit bits of mount(8)."""
+    report.open_standard_files()
     words = [os.fsencode(word) for word in (sys.argv[1:] if argv is None else argv)]
     try:
         return _main(words)

@@ -24,17 +24,34 @@ def say(message: str) -> None:
 
 
 def tell(text: str) -> None:
-    """Write data to stdout; bytes that are not UTF-8 as they are."""
-    _write(1, text)
+    """Write data to stdout; bytes that are not UTF-8 as they are. Exits when it cannot be written."""
+    error = _write(1, text)
+    if error is not None and error.errno != errno.EPIPE:
+        say(f"standard output: {error.strerror}")
+        raise SystemExit(SYSTEM)
 
 
-def _write(fd: int, text: str) -> None:
+def _write(fd: int, text: str) -> OSError | None:
     data = text.encode("utf-8", "surrogateescape")
     try:
         while data:
             data = data[os.write(fd, data) :]
+    except OSError as error:
+        return error  # who reads stderr no more cannot be told
+    return None
+
+
+def open_standard_files() -> None:
+    """Open what the caller has closed of 0, 1 and 2: another file of ours must not get such a number.
+
+    A command that is executed later finds them closed, as without us.
+    """
+    try:
+        while (fd := os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)) < 3:
+            pass
+        os.close(fd)
     except OSError:
-        pass  # nobody reads: there is nowhere to complain
+        pass
 
 
 def describe(error: Exception) -> str:

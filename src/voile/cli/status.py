@@ -95,7 +95,7 @@ def human(status: dict[str, Any]) -> str:
     add("daemon", f"pid {status['pid']}, up {_duration(status['uptime_s'])}")
     add("syncs", _syncs(status))
     add("passthrough", "yes" if status["passthrough"] else "no")
-    return "\n".join(lines) + "\n"
+    return "".join(line.replace("\n", "\\n") + "\n" for line in lines)
 
 
 def _state(status: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 import time
 
 from voile.overlay.params import Params, UsageError
@@ -225,5 +224,7 @@ def _now() -> str:
 
 
 def _say(line: str) -> None:
-    sys.stderr.flush()
-    os.write(2, f"voile: {line}\n".encode("utf-8", "surrogateescape"))
+    try:
+        os.write(2, f"voile: {line}\n".encode("utf-8", "surrogateescape"))
+    except OSError:
+        pass  # nobody reads it: the command's exit status is what matters
