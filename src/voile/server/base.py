@@ -16,6 +16,7 @@ from voile.overlay.inode import Dir, Node
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import TypeVar
 
     from voile.fuse.negotiation import Negotiated
     from voile.fuse.requests import Deferred, Request
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from voile.overlay.super import Overlay
     from voile.server.dirs import Item
     from voile.server.files import File
+
+    T = TypeVar("T")
 
 # "For ever": the layers change only through us.
 _FOREVER = 1 << 31
@@ -79,23 +82,27 @@ class Served(Operations):
         exc.job.waiters.append(again)
         return None
 
-    def later(self, req: Request, work: Callable[[], object]) -> None:
-        """Answers a request with success or the OSError of `work`, which runs in another thread."""
+    def later(
+        self, req: Request, work: Callable[[], T], reply: Callable[[T], bytes | None] = lambda result: None
+    ) -> Deferred:
+        """Answers a request with `reply(work())`, or the OSError of `work`, which runs in another thread.
+
+        The kernel keeps a file open until what it asked of it is answered, so `work` may use its descriptor.
+        """
         unique = req.unique
 
-        def done(_result: object, exc: BaseException | None) -> None:
+        def done(result: T, exc: BaseException | None) -> None:
             if exc is None:
-                self.session.reply(unique)
+                self.session.reply(unique, reply(result))
             else:
                 self.session.fail(unique, (exc.errno if isinstance(exc, OSError) else None) or EIO)
 
         self.pool.submit(work, done)
+        return DEFERRED
 
     def sync_fd(self, req: Request, fd: int, datasync: bool) -> Deferred:
         """Answers a request with a real fsync(2) or fdatasync(2) of `fd`."""
-        # The handle may be released, and its descriptor closed, only after this answer.
-        self.later(req, lambda: os.fdatasync(fd) if datasync else os.fsync(fd))
-        return DEFERRED
+        return self.later(req, lambda: os.fdatasync(fd) if datasync else os.fsync(fd))
 
     def node(self, nodeid: int) -> Node:
         """The node of a request."""

@@ -25,10 +25,9 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import EAGAIN, EBADF, EIO, EISDIR, EOPNOTSUPP, ESTALE
+from errno import EAGAIN, EIO, EISDIR, EOPNOTSUPP, ESTALE
 
 from voile.fuse import abi, passthrough, replies
-from voile.fuse.requests import DEFERRED
 from voile.linux import files
 from voile.overlay import attr, namei
 from voile.overlay import dir as overlay_dir
@@ -43,6 +42,8 @@ if TYPE_CHECKING:
 
 _SYNC = os.O_SYNC | os.O_DSYNC
 _READ_BUFFER = 1 << 20
+# More than this is copied or allocated in another thread.
+_LONG = 1 << 20
 
 
 class Opens:
@@ -241,27 +242,8 @@ class FileOperations(Served):
                     raise
         if not self._nowait:
             return os.pread(fd, size, offset)
-        return self._read_later(req, fd, size, offset)
-
-    def _read_later(self, req: Request, fd: int, size: int, offset: int) -> bytes:
-        """Reads what is not in the page cache in another thread."""
-        unique = req.unique
-        own = os.dup(fd)  # a release may come before the worker gets to it
-
-        def work() -> bytes:
-            try:
-                return os.pread(own, size, offset)
-            finally:
-                os.close(own)
-
-        def done(data: bytes | None, exc: BaseException | None) -> None:
-            if exc is None:
-                self.session.reply(unique, data)
-            else:
-                self.session.fail(unique, (exc.errno if isinstance(exc, OSError) else None) or EBADF)
-
-        self.pool.submit(work, done)
-        return DEFERRED
+        # Not in the page cache: others need not wait for the disk.
+        return self.later(req, lambda: os.pread(fd, size, offset), lambda data: data)
 
     def write(
         self, req: Request, fh: int, offset: int, data: memoryview, write_flags: int, flags: int
@@ -293,15 +275,21 @@ class FileOperations(Served):
     def fallocate(self, req: Request, fh: int, offset: int, length: int, mode: int) -> Deferred | None:
         file, fd = self._real(fh)
         self._about_to_write(req, file)
+        if length > _LONG:
+            return self.later(req, lambda: files.fallocate(fd, mode, offset, length))
         files.fallocate(fd, mode, offset, length)
         return None
 
     def copy_file_range(
         self, req: Request, fh_in: int, off_in: int, nodeid_out: int, fh_out: int, off_out: int,
         length: int, flags: int,
-    ) -> int:  # fmt: skip
+    ) -> int | Deferred:  # fmt: skip
         src, (file, dst) = self._real(fh_in)[1], self._real(fh_out)
         self._about_to_write(req, file)
+        if length > _LONG:
+            return self.later(
+                req, lambda: os.copy_file_range(src, dst, length, off_in, off_out), replies.write_out
+            )
         return os.copy_file_range(src, dst, length, off_in, off_out)
 
     # --- syncing ---
@@ -337,5 +325,4 @@ class FileOperations(Served):
         if not self.overlay.writable:
             return None
         fd = self.overlay.filesystems[self.overlay.upper_layer.dev].fd
-        self.later(req, lambda: files.syncfs(fd))
-        return DEFERRED
+        return self.later(req, lambda: files.syncfs(fd))
