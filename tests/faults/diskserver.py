@@ -4,6 +4,10 @@ It is a process of its own because the file system on the disk writes back from 
 waits for such a write could not answer it at the same time. It is also a second user of `voile.fuse`, which
 knows nothing of overlays.
 
+It lives in a mount namespace of its own, without the file systems on its disk. As the last process in the
+test's namespace, killed, it would have to unmount them before the kernel closes its /dev/fuse, and wait for
+itself for ever: the kernel runs what exit leaves to do in the reverse order (kernel/task_work.c).
+
 Started with three fds: /dev/fuse (already mounted), the control socket, and the memory behind the disk.
 Control messages are JSON objects, one per packet, each answered by one; the answer to "wait" comes when its
 condition holds.
@@ -25,7 +29,7 @@ import time
 from voile.fuse import abi, replies
 from voile.fuse.requests import DEFERRED
 from voile.fuse.session import Config, Operations, Session
-from voile.linux import files
+from voile.linux import files, mount, mountinfo, namespaces
 
 PUNCH_HOLE_KEEP_SIZE = 3
 
@@ -177,6 +181,20 @@ class Disk(Operations):
             answer({"error": f"unknown command {command}"})
 
 
+def leave_namespace():
+    """Keep nothing mounted but what Python runs from."""
+    namespaces.unshare(namespaces.CLONE_NEWNS)
+    mount.mount(None, b"/", None, mount.MS_REC | mount.MS_PRIVATE)
+    needed = [os.fsencode(path) for path in (sys.prefix, sys.base_prefix, __file__)]
+    for mounted in reversed(list(mountinfo.read())):
+        below = mounted.mountpoint.rstrip(b"/") + b"/"
+        if not any(path.startswith(below) for path in needed):
+            try:
+                mount.umount2(mounted.mountpoint, mount.MNT_DETACH)
+            except OSError:
+                pass  # went with the one it was on
+
+
 def serve(fuse_fd, control, memory):
     """Until the unmount."""
     disk = Disk(memory)
@@ -214,4 +232,5 @@ def serve(fuse_fd, control, memory):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the test, which then takes the disk down
+    leave_namespace()
     serve(int(sys.argv[1]), socket.socket(fileno=int(sys.argv[2])), int(sys.argv[3]))

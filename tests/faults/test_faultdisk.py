@@ -2,11 +2,16 @@
 
 import errno
 import os
+import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from faults.faultdisk import MARKER, FaultDisk
+from support.overlays import ROOT
+from support.wait import wait_until
 
 MIB = 1 << 20
 BLOCK = 4096
@@ -163,3 +168,33 @@ def test_counters_of_the_kernel(disk, raw):
 def test_unknown_command(disk):
     with pytest.raises(RuntimeError, match="unknown command"):
         disk.ask(cmd="explode")
+
+
+ABANDON = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from faults.faultdisk import FaultDisk
+from faults.faultyfs import GOOD, FaultyFilesystem
+from support import syscalls
+syscalls.unshare(syscalls.CLONE_NEWNS)
+syscalls.mount(None, "/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+fs = FaultyFilesystem("ext4", sys.argv[1])
+other = FaultDisk(1 << 20, fs.point)
+(fs.point / "file").write_bytes(GOOD)
+fs.disk.add("flush", hold=True)
+print(fs.disk.process.pid, other.process.pid, fs.disk.device, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_goes_when_the_test_is_killed(tmp_path, isolated):
+    """Nothing is left of it, and nothing hangs (a disk that does not answer would stop every sync(1))."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests'}"}
+    command = [sys.executable, "-c", ABANDON, str(tmp_path)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert done.returncode == -signal.SIGKILL
+    *pids, device = done.stdout.split()
+    for pid in pids:
+        wait_until(lambda pid=pid: not os.path.exists(f"/proc/{pid}"), f"diskserver {pid} is still there")
+    backing = f"/sys/block/{os.path.basename(device)}/loop/backing_file"
+    assert not os.path.exists(backing) or str(tmp_path) not in open(backing).read()
