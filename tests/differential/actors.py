@@ -84,6 +84,19 @@ class Actor(Tree):
             found += [(name, (0, _error(name, fd))) for name, _, _, _ in part]
         return sorted(found)
 
+    @step
+    def at(self, fd, what, name):
+        """Something done to a name in an open directory, wherever that is by now."""
+        fd = _fd(fd)
+        if what == "create":
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=fd))
+        elif what == "rename":
+            os.rename(name, b"renamed", src_dir_fd=fd, dst_dir_fd=fd)
+        elif what == "stat":
+            return plain_stat(os.stat(name, dir_fd=fd, follow_symlinks=False))
+        else:
+            {"mkdir": os.mkdir, "unlink": os.unlink, "rmdir": os.rmdir}[what](name, dir_fd=fd)
+
     # ------------------------------------------------------------ mappings
 
     @step

@@ -69,6 +69,7 @@ hiding = st.one_of(
     st.tuples(st.just("whiteout"), somewhere),
     st.tuples(st.just("opaque"), directory),
     st.tuples(st.just("moved"), directory, somewhere, st.booleans()),
+    # Not yet ("xwhiteout", directory, name): voile looks for it only in directories marked opaque=x.
 )
 
 
@@ -125,6 +126,8 @@ open_flags = st.sampled_from(FLAGS).map(lambda flags: flags | os.O_NONBLOCK)  # 
 rename_flags = st.sampled_from([0, 0, 0, sys.RENAME_NOREPLACE, sys.RENAME_EXCHANGE, sys.RENAME_WHITEOUT])
 uid = st.sampled_from([0, 1000, 2000])
 gid = st.sampled_from([-1, 0, 1000, 3000])
+at_what = st.sampled_from(["stat", "create", "mkdir", "unlink", "rmdir", "rename"])
+at_name = st.sampled_from([b"f", b"g", b"a", b"b", b"c", b".."])
 KEEP, PUNCH, ZERO = sys.FALLOC_FL_KEEP_SIZE, sys.FALLOC_FL_PUNCH_HOLE, sys.FALLOC_FL_ZERO_RANGE
 fallocate_mode = st.sampled_from([0, KEEP, PUNCH | KEEP, ZERO, ZERO | KEEP])
 
@@ -206,6 +209,9 @@ on_directories = st.one_of(
     verb("open", new_dir_slot, maybe_root, st.just(os.O_RDONLY | os.O_DIRECTORY)),
     verb("getdents", dir_slot),
     verb("relist", dir_slot),
+    verb("at", dir_slot, at_what, at_name),
+    verb("at", dir_slot, at_what, at_name),
+    verb("at", dir_slot, at_what, at_name),
     verb("fchmod", dir_slot, dir_mode),
     verb("fsync", dir_slot),
     verb("flook", dir_slot),

@@ -70,6 +70,8 @@ def build(layer, calls, below):
     for method, *arguments in calls:
         if method == "moved":
             _moved(layer, *arguments)
+        elif method == "xwhiteout":
+            _xwhiteout(layer, *arguments)
         elif method == "link":
             if _free(layer, arguments[1]) and kind_of(_at(layer, arguments[0])) not in (None, stat.S_IFDIR):
                 if _inside(layer, arguments[0]):
@@ -115,6 +117,15 @@ def _moved(layer, old, new, relative):
     value = os.path.basename(old) if relative and same_parent else b"/" + old
     layer.whiteout(old)
     layer.dir(new, 0o755, (0, 0), {"trusted.overlay.redirect": value})
+
+
+def _xwhiteout(layer, directory, name):
+    """The form of a whiteout for layers that lie on an overlay themselves."""
+    if _inside(layer, directory) and kind_of(_at(layer, directory)) in (None, stat.S_IFDIR):
+        path = directory + b"/" + name
+        if _free(layer, path):
+            layer.file(path, b"", 0o644, (0, 0), {"trusted.overlay.whiteout": b"y"})
+            layer.dir(directory, 0o755, (0, 0), {"trusted.overlay.opaque": b"x"})
 
 
 def _at(layer, name):
@@ -285,7 +296,7 @@ class Player:
 
 _ON_FILES = frozenset(
     "pread fread pwrite write ftruncate fchmod fchown futimens fsetxattr fgetxattr fsync fdatasync seek "
-    "fallocate copy_file_range relist getdents link_fd".split()
+    "fallocate copy_file_range at relist getdents link_fd".split()
 )
 
 
