@@ -126,7 +126,10 @@ class Actor(Tree):
         end = min(offset + len(data), len(mapped), os.fstat(fd).st_size)
         if end <= offset:
             return "beyond the end"
-        mapped[offset:end] = data[: end - offset]
+        try:
+            mapped[offset:end] = data[: end - offset]
+        except TypeError:
+            raise OSError(errno.EACCES, "mapped for reading")
         return mapped[offset:end], os.pread(fd, end - offset, offset) if shared else None
 
     @step
