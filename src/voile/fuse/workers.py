@@ -51,6 +51,13 @@ class WorkerPool:
                 if not self._running:
                     self._work_once()
 
+    def soon(self, func: Callable[[], None]) -> None:
+        """Call *func* in the loop, when a request that waits now has had its turn."""
+        self.fileno()
+        self.outstanding += 1
+        self._done.put((lambda _result, _exc: func(), None, None))
+        os.eventfd_write(self._eventfd, 1)
+
     def run_completions(self) -> None:
         """Call the *done* of every finished job. Exceptions of *done* are printed: nobody can catch them."""
         if self._eventfd < 0:
@@ -59,7 +66,7 @@ class WorkerPool:
             os.eventfd_read(self._eventfd)
         except BlockingIOError:
             pass
-        while not self._done.empty():
+        for _ in range(self._done.qsize()):  # what these add is for the next time
             done, result, exc = self._done.get()
             self.outstanding -= 1
             try:

@@ -4,8 +4,8 @@ Theory of operation
 -------------------
 The real directories are read from top to bottom; the first one that has a name wins,
 and a whiteout wins without being shown (fs/overlayfs/readdir.c, `ovl_dir_read_merged`).
-A listing is a snapshot, so an offset means the same entry for as long as the directory
-is open, whatever happens to it meanwhile.
+A listing comes in batches, between which somebody else may be served: a directory can have
+a million entries.  As POSIX has it, what is created or removed meanwhile is listed or not.
 
 d_ino must be the st_ino that stat(2) shows.  For an entry of a lower layer, or a plain
 one of the upper, that is the real number; merged directories and what was copied up
@@ -25,6 +25,8 @@ from voile.overlay.layers import RealDir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from voile.overlay.super import Overlay
 
     Entry = tuple[bytes, int, int]
@@ -36,44 +38,51 @@ DT_REG = 8
 
 _HEAD = struct.Struct("=QqHB")
 # An anonymous mapping costs memory only where entries touch it.
-_BUFFER = mmap(-1, 256 * 1024)
+_BUFFER = mmap(-1, 64 * 1024)
 
 
-def entries(ofs: Overlay, node: Dir, *, asked: bool = True) -> list[Entry]:
-    """All entries as (name, d_ino, d_type), "." and ".." first.
+def dots(node: Dir) -> list[Entry]:
+    """The entries "." and ".." as (name, d_ino, d_type)."""
+    if node.dead:
+        # A removed directory lists nothing, not even the dots (IS_DEADDIR).
+        return []
+    parent_ino = node.parent.ino if node.parent is not None else node.ino
+    return [(b".", node.ino, DT_DIR), (b"..", parent_ino, DT_DIR)]
+
+
+def batches(ofs: Overlay, node: Dir, *, asked: bool = True) -> Iterator[list[Entry]]:
+    """All other entries, some thousand at a time.
 
     `asked`: by a caller, whose reading sets the access time of the upper directory.
 
     Raises:
         OSError: as getdents64(2).
     """
-    parent_ino = node.parent.ino if node.parent is not None else node.ino
-    result: list[Entry] = [(b".", node.ino, DT_DIR), (b"..", parent_ino, DT_DIR)]
     if node.dead:
-        # A removed directory lists nothing, not even the dots (IS_DEADDIR).
-        return []
+        return
     reals = node.reals
     seen: set[bytes] | None = set() if len(reals) > 1 else None
     for real in reals:
-        _read_layer(ofs, node, real, seen, result, asked)
-    return result
+        for batch in _raw_batches(ofs, real, asked=asked):
+            yield _shown(ofs, node, real, seen, batch)
 
 
 def is_empty(ofs: Overlay, node: Dir) -> bool:
     """Whether nothing but "." and ".." would be listed."""
-    return len(entries(ofs, node, asked=False)) <= 2
+    return not any(batches(ofs, node, asked=False))
 
 
-def _read_layer(
-    ofs: Overlay, node: Dir, real: RealDir, seen: set[bytes] | None, result: list[Entry], asked: bool
-) -> None:
-    """Adds what one layer's directory shows of names not yet `seen`."""
+def _shown(
+    ofs: Overlay, node: Dir, real: RealDir, seen: set[bytes] | None, batch: list[Entry]
+) -> list[Entry]:
+    """What one layer's directory shows of names not yet `seen`."""
+    result: list[Entry] = []
     layer = real.layer
     upper = layer.index == 0
     merged = len(node.reals) > 1
     plain = layer.fsid == 0 or ofs.samefs
     hidden = {ino for dev, ino in ofs.hidden if dev == layer.dev} if ofs.hidden and not upper else None
-    for name, ino, kind in raw_entries(ofs, real, asked=asked):
+    for name, ino, kind in batch:
         if seen is not None:
             if name in seen:
                 continue
@@ -90,6 +99,7 @@ def _read_layer(
         else:
             shown = ino if plain else ofs.map_ino(layer, ino)
         result.append((name, shown, kind))
+    return result
 
 
 def _constant_ino(ofs: Overlay, node: Dir, real: RealDir, name: bytes, ino: int, kind: int) -> int:
@@ -115,10 +125,14 @@ def _constant_ino(ofs: Overlay, node: Dir, real: RealDir, name: bytes, ino: int,
     return ofs.map_ino(real.layer, ino)
 
 
-def raw_entries(ofs: Overlay, real: RealDir, *, asked: bool = False) -> list[Entry]:
-    """What the directory of one layer itself holds, without "." and ".."; `asked` as for `entries`."""
+def holds_nothing(ofs: Overlay, real: RealDir) -> bool:
+    """Whether the directory of one layer has no entry, not even a whiteout."""
+    return not any(_raw_batches(ofs, real, asked=False))
+
+
+def _raw_batches(ofs: Overlay, real: RealDir, *, asked: bool) -> Iterator[list[Entry]]:
+    """What the directory of one layer itself holds, without "." and ".."; `asked` as for `batches`."""
     fd = namei.open_dir(ofs, real, noatime=not asked)
-    result: list[Entry] = []
     buffer = _BUFFER
     unpack, find = _HEAD.unpack_from, buffer.find
     try:
@@ -126,6 +140,7 @@ def raw_entries(ofs: Overlay, real: RealDir, *, asked: bool = False) -> list[Ent
             length = files.getdents64(fd, buffer)
             if length == 0:
                 break
+            result: list[Entry] = []
             at = 0
             while at < length:
                 ino, _off, size, kind = unpack(buffer, at)
@@ -134,6 +149,6 @@ def raw_entries(ofs: Overlay, real: RealDir, *, asked: bool = False) -> list[Ent
                 at += size
                 if name != b"." and name != b"..":
                     result.append((name, ino, kind))
+            yield result
     finally:
         os.close(fd)
-    return result

@@ -24,13 +24,20 @@ if TYPE_CHECKING:
     from voile.fuse.workers import WorkerPool
     from voile.overlay.params import Params
     from voile.overlay.super import Overlay
-    from voile.server.dirs import Item
+    from voile.server.dirs import Listing
     from voile.server.files import File
 
     T = TypeVar("T")
 
 # "For ever": the layers change only through us.
 _FOREVER = 1 << 31
+
+
+class Waiting(Exception):
+    """The answer takes longer than others should wait; `waiters` hear when the request can run again."""
+
+    def __init__(self, waiters: list[Callable[[int], None]]) -> None:
+        self.waiters = waiters
 
 
 class Served(Operations):
@@ -50,7 +57,7 @@ class Served(Operations):
         self.valid_nsec = int((timeout - self.valid) * 1_000_000_000)
         self.files: dict[int, File] = {}
         # Listings that are being read, by node; real descriptors of open directories, by handle.
-        self.listings: dict[int, list[Item]] = {}
+        self.listings: dict[int, Listing] = {}
         self.dir_fds: dict[int, int] = {}
         self.last_fh = 0
         # Nodes whose attributes may change without a request: they may be mapped
@@ -68,8 +75,12 @@ class Served(Operations):
         self.negotiated = negotiated
 
     def unexpected(self, req: Request, raw: memoryview, exc: BaseException) -> int | None:
-        """A request that met a copy-up under way is kept, and run again when that is over."""
-        if not isinstance(exc, Busy):
+        """A request that has to wait, for a copy-up or a long listing, is kept and run again after that."""
+        if isinstance(exc, Busy):
+            waiters = exc.job.waiters
+        elif isinstance(exc, Waiting):
+            waiters = exc.waiters
+        else:
             return super().unexpected(req, raw, exc)
         kept, unique = bytes(raw), req.unique
 
@@ -79,7 +90,7 @@ class Served(Operations):
             else:
                 self.session.dispatch(kept)
 
-        exc.job.waiters.append(again)
+        waiters.append(again)
         return None
 
     def later(

@@ -6,48 +6,120 @@ The kernel keeps listings, and gives what one open directory has read to another
 offset of an entry must mean the same for all of them, whatever was created or removed in
 between: it is a hash of the name, as in ext4.  With such offsets a listing belongs to
 nobody in particular, and opening a directory needs no request at all: OPENDIR is answered
-with ENOSYS, once.  Only where an fsync of a directory is a real one is it opened, since a
-lost write is reported once to every open file.
+with ENOSYS, once.  A long listing is taken in steps; other requests run between them, and
+its own is run again after the last (`Waiting`).  Only where an fsync of a directory is a
+real one is it opened, since a lost write is reported once to every open file.
 """
 
 from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from errno import ENOSYS
+from errno import EIO, ENOSYS
+from time import monotonic
 
 from voile.fuse import abi, replies
 from voile.overlay import namei, readdir
 from voile.overlay.inode import Dir
-from voile.server.base import Served
+from voile.server.base import Served, Waiting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from voile.fuse.requests import Deferred, Request
+    from voile.overlay.super import Overlay
 
     # offset of the next entry, name, d_ino, d_type
     Item = tuple[int, bytes, int, int]
 
 # Offsets are positive 63-bit numbers.
 _OFFSET_MASK = (1 << 62) - 1
-
+# A long listing is kept in 256 parts.
+_PART_SHIFT = 54
+# For so many seconds a listing may keep others waiting.
+_STEP = 0.005
 
 # Listings that are being read; more of them than this at a time are taken anew.
 _LISTINGS = 64
 
 
-def _in_order(entries: list[readdir.Entry]) -> list[Item]:
-    # "." and ".." come first; hash() is keyed, and the same for the life of the daemon.
-    items = [(index + 1, *entry) for index, entry in enumerate(entries[:2])]
-    items += sorted([(3 + (hash(entry[0]) & _OFFSET_MASK), *entry) for entry in entries[2:]])
+class Listing:
+    """The entries of a directory in the order of their offsets.
+
+    Many entries are kept in parts by offset, each put in order when it is first read: a million cannot be
+    sorted at once while others wait.
+    """
+
+    __slots__ = ("_parts", "_shift", "_ordered")
+
+    def __init__(self, node: Dir) -> None:
+        # "." and ".." come first.
+        self._parts: list[list[Item]] = [[(at, *entry) for at, entry in enumerate(readdir.dots(node), 1)]]
+        self._shift = 63
+        self._ordered: set[int] = set()
+
+    def add(self, batch: list[readdir.Entry]) -> None:
+        """Takes more entries, before any is read."""
+        parts, shift = self._parts, self._shift
+        for entry in batch:
+            # hash() is keyed, and the same for the life of the daemon.
+            at = 3 + (hash(entry[0]) & _OFFSET_MASK)
+            parts[at >> shift].append((at, *entry))
+
+    def split(self) -> None:
+        """Prepares for many entries."""
+        if len(self._parts) == 1:
+            (all_,) = self._parts
+            self._shift = _PART_SHIFT
+            self._parts = [[] for _ in range((_OFFSET_MASK + 3 >> _PART_SHIFT) + 1)]
+            for item in all_:
+                self._parts[item[0] >> _PART_SHIFT].append(item)
+
+    def after(self, offset: int) -> Iterator[Item]:
+        """The entries behind an offset."""
+        for number in range(offset >> self._shift, len(self._parts)):
+            part = self._parts[number]
+            if number not in self._ordered:
+                self._ordered.add(number)
+                _put_in_order(part)
+            for index in range(bisect_left(part, (offset + 1,)), len(part)):
+                yield part[index]
+
+
+def _put_in_order(items: list[Item]) -> None:
+    items.sort()
     for index in range(1, len(items)):
         if items[index][0] <= items[index - 1][0]:
             items[index] = (items[index - 1][0] + 1, *items[index][1:])
-    return items
+
+
+class Gathering:
+    """A listing that is being taken."""
+
+    __slots__ = ("listing", "waiters", "_batches")
+
+    def __init__(self, overlay: Overlay, node: Dir) -> None:
+        self.listing = Listing(node)
+        self.waiters: list[Callable[[int], None]] = []
+        self._batches = readdir.batches(overlay, node)
+
+    def step(self) -> bool:
+        """Works for a short time; whether that was all."""
+        until = monotonic() + _STEP
+        for batch in self._batches:
+            self.listing.add(batch)
+            if monotonic() > until:
+                self.listing.split()
+                return False
+        return True
 
 
 class DirOperations(Served):
     """OPENDIR to FSYNCDIR."""
+
+    # The listing that a request was waiting for, while that is run again.
+    _gathered: Listing | None = None
 
     @property
     def _opens_directories(self) -> bool:
@@ -65,25 +137,47 @@ class DirOperations(Served):
         cache = abi.FOPEN_CACHE_DIR | abi.FOPEN_KEEP_CACHE if self.params.timeout is None else 0
         return replies.open_out(fh, cache)
 
-    def _after(self, node: Dir, offset: int) -> tuple[list[Item], range]:
-        """A directory's entries, and which of them come behind `offset`; 0 takes them anew."""
-        entries = self.listings.get(node.id)
-        if entries is None or offset == 0:
-            entries = _in_order(readdir.entries(self.overlay, node))
+    def _after(self, node: Dir, offset: int) -> Iterator[Item]:
+        """A directory's entries behind `offset`; 0 takes them anew."""
+        listing = self._gathered or (self.listings.get(node.id) if offset else None)
+        if listing is None:
+            listing = self._gather(node)
+        if self.listings.get(node.id) is not listing:
             while len(self.listings) >= _LISTINGS:
                 del self.listings[next(iter(self.listings))]
-            self.listings[node.id] = entries
-        start = bisect_left(entries, (offset + 1,)) if offset else 0
-        if start == len(entries):
-            del self.listings[node.id]  # read to its end
-        return entries, range(start, len(entries))
+            self.listings[node.id] = listing
+        at_end = True
+        for item in listing.after(offset):
+            at_end = False
+            yield item
+        if at_end:
+            self.listings.pop(node.id, None)
+
+    def _gather(self, node: Dir) -> Listing:
+        job = Gathering(self.overlay, node)
+        if job.step():
+            return job.listing
+        self.pool.soon(lambda: self._go_on(job))
+        raise Waiting(job.waiters)
+
+    def _go_on(self, job: Gathering) -> None:
+        """The next step, and after the last the request itself."""
+        try:
+            done, code = job.step(), 0
+        except Exception as exc:
+            done, code = True, (exc.errno if isinstance(exc, OSError) else None) or EIO
+        if not done:
+            self.pool.soon(lambda: self._go_on(job))
+            return
+        self._gathered = job.listing
+        for waiter in job.waiters:
+            waiter(code)
+        self._gathered = None
 
     def readdir(self, req: Request, fh: int, offset: int, size: int) -> bytes:
         buffer = replies.DirentBuffer(size, False)
         add = buffer.add
-        entries, indices = self._after(self.dir(req.nodeid), offset)
-        for index in indices:
-            position, name, ino, kind = entries[index]
+        for position, name, ino, kind in self._after(self.dir(req.nodeid), offset):
             if not add(ino, position, kind, name):
                 break
         return buffer.bytes()
@@ -92,9 +186,7 @@ class DirOperations(Served):
         overlay = self.overlay
         node = self.dir(req.nodeid)
         buffer = replies.DirentBuffer(size, True)
-        entries, indices = self._after(node, offset)
-        for index in indices:
-            position, name, ino, kind = entries[index]
+        for position, name, ino, kind in self._after(node, offset):
             found = None
             if position > 2:
                 try:
