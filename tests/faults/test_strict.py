@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 import threading
 
 import pytest
@@ -163,6 +164,18 @@ def test_syncfs_tells_of_a_lost_page(strict, fs, opened, overlay_kind):
     fs.disk.fail(errno.EIO)
     (strict.point / "file").write_bytes(BAD)
     assert result(syscalls.syncfs, fd) == (0 if overlay_kind is KernelOverlay else errno.EIO)
+    assert result(syscalls.syncfs, fd) == 0
+
+
+def test_sync_of_somebody_else_does_not_hide_a_lost_page(strict, fs, opened, overlay_kind):
+    """sync(1) asks too, and tells nobody what it heard."""
+    if overlay_kind is KernelOverlay:
+        pytest.skip("kernel overlayfs does not tell of lost pages at all")
+    fd = opened(strict.point)
+    fs.disk.fail(errno.EIO)
+    (strict.point / "file").write_bytes(BAD)
+    subprocess.run(["sync", "-f", strict.point], capture_output=True)
+    assert result(syscalls.syncfs, fd) == errno.EIO
     assert result(syscalls.syncfs, fd) == 0
 
 

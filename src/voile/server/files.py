@@ -26,6 +26,7 @@ from __future__ import annotations
 import os
 import stat
 from errno import EAGAIN, EIO, EISDIR, EOPNOTSUPP, ESTALE
+from fcntl import F_GETFL, F_SETFL, fcntl
 
 from voile.fuse import abi, passthrough, replies
 from voile.linux import files
@@ -39,6 +40,8 @@ from voile.server.base import Served
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from voile.fuse.requests import Deferred, Request
+    from voile.overlay.params import Params
+    from voile.overlay.super import Overlay
 
 _SYNC = os.O_SYNC | os.O_DSYNC
 _READ_BUFFER = 1 << 20
@@ -73,12 +76,41 @@ class File:
         self.sync_follows = False
 
 
+class LostData:
+    """Errors that a real syncfs(2) has reported: every caller (a thread) is told of the latest one, once.
+
+    The file system below tells it to our descriptor once, whoever asked; and sync(1), whose caller
+    learns nothing, asks too.  Which open file syncfs(2) was called on, FUSE does not say.
+    """
+
+    __slots__ = ("errno", "told")
+
+    def __init__(self) -> None:
+        self.errno = 0
+        self.told: set[int] = set()
+
+    def syncfs(self, fd: int, pid: int) -> None:
+        """Syncs the file system of `fd` on behalf of a process; raises OSError."""
+        try:
+            files.syncfs(fd)
+        except OSError as exc:
+            self.errno = exc.errno or EIO
+            self.told.clear()
+        if self.errno and pid not in self.told:
+            self.told.add(pid)
+            raise OSError(self.errno, "the upper file system has lost data")
+
+
 class FileOperations(Served):
     """OPEN, CREATE, reading, writing, syncing, RELEASE."""
 
     _passthrough = False
     _nowait = True
     _buffer: bytearray | None = None
+
+    def __init__(self, overlay: Overlay, params: Params) -> None:
+        super().__init__(overlay, params)
+        self._lost = LostData()
 
     @property
     def passthrough(self) -> bool:
@@ -288,9 +320,9 @@ class FileOperations(Served):
         self._about_to_write(req, file)
         if length > _LONG:
             return self.later(
-                req, lambda: os.copy_file_range(src, dst, length, off_in, off_out), replies.write_out
+                req, lambda: _copy_range(src, dst, length, off_in, off_out), replies.write_out
             )
-        return os.copy_file_range(src, dst, length, off_in, off_out)
+        return _copy_range(src, dst, length, off_in, off_out)
 
     # --- syncing ---
 
@@ -325,4 +357,15 @@ class FileOperations(Served):
         if not self.overlay.writable:
             return None
         fd = self.overlay.filesystems[self.overlay.upper_layer.dev].fd
-        return self.later(req, lambda: files.syncfs(fd))
+        pid, lost = req.pid, self._lost
+        return self.later(req, lambda: lost.syncfs(fd, pid))
+
+
+def _copy_range(src: int, dst: int, length: int, off_in: int, off_out: int) -> int:
+    """copy_file_range(2), which is no read (ovl_copyfile): it leaves the access time of `src` alone."""
+    flags = fcntl(src, F_GETFL)
+    fcntl(src, F_SETFL, flags | os.O_NOATIME)
+    try:
+        return os.copy_file_range(src, dst, length, off_in, off_out)
+    finally:
+        fcntl(src, F_SETFL, flags)
