@@ -71,14 +71,21 @@ def utimes(ofs: Overlay, node: Node, atime_ns: int, mtime_ns: int) -> None:
     files.utimensat(dir_fd, name, atime_ns, mtime_ns, at_flags)
 
 
-def truncate(ofs: Overlay, node: Node, size: int) -> None:
-    """truncate(2)."""
+def truncate(ofs: Overlay, node: Node, size: int, *, is_open: bool = False) -> None:
+    """truncate(2), or ftruncate(2) where the caller has it open.
+
+    The latter sets the times also of a file that has this size already (do_truncate); for the
+    former that is the file system's business.
+    """
     copy_up(ofs, node, data=size > 0)
     if node.fmt != stat.S_IFREG:
         raise OSError(EINVAL, "not a regular file")
     fd = ofs.open_real(node, os.O_WRONLY)
     try:
-        os.ftruncate(fd, size)
+        if is_open:
+            os.ftruncate(fd, size)
+        else:
+            os.truncate(xattrs.proc_fd(fd), size)
     finally:
         os.close(fd)
 

@@ -163,7 +163,9 @@ class CopyUp:
             os.fchown(self.dst, st.st_uid, st.st_gid)
             os.fchmod(self.dst, stat.S_IMODE(st.st_mode))
             self._copy_xattrs(self.src, self.dst)
-            os.utime(self.dst, ns=(st.st_atime_ns, st.st_mtime_ns))
+            # Without its data it has changed: the truncation that follows finds nothing left to change.
+            mtime = st.st_mtime_ns if self.data or not st.st_size else files.UTIME_NOW
+            files.utimensat(self.dst, None, st.st_atime_ns, mtime)
             if not ofs.volatile:
                 os.fsync(self.dst)
             return

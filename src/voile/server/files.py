@@ -364,7 +364,10 @@ class FileOperations(Served):
 def _copy_range(src: int, dst: int, length: int, off_in: int, off_out: int) -> int:
     """copy_file_range(2), which is no read (ovl_copyfile): it leaves the access time of `src` alone."""
     flags = fcntl(src, F_GETFL)
-    fcntl(src, F_SETFL, flags | os.O_NOATIME)
+    try:
+        fcntl(src, F_SETFL, flags | os.O_NOATIME)
+    except PermissionError:
+        pass  # somebody else's file, and we are an ordinary user (ovl_path_open)
     try:
         return os.copy_file_range(src, dst, length, off_in, off_out)
     finally:

@@ -96,7 +96,7 @@ class NameOperations(Served):
         if valid & abi.FATTR_SIZE:
             if valid & abi.FATTR_KILL_SUIDGID:
                 attr.drop_privileges(overlay, node)
-            attr.truncate(overlay, node, args.size)
+            attr.truncate(overlay, node, args.size, is_open=args.fh is not None)
         if valid & abi.FATTR_MODE:
             attr.chmod(overlay, node, args.mode)
         if valid & (abi.FATTR_ATIME | abi.FATTR_MTIME):

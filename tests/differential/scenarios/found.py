@@ -58,4 +58,31 @@ PROGRAMS = {
         lowers=[[("file", b"L" * 200 + b"/" + b"M" * 200 + b"/f")]],
         steps=[(0, "rename", b"L" * 200 + b"/" + b"M" * 200, b"a/b/b", 0)],
     ),
+    # truncate(2) to the size that a file has is no change on tmpfs; ftruncate(2) is.
+    **{
+        f"truncated_to_the_same_size_{'volatile' if options else 'synced'}_{on}": Program(
+            options=options,
+            on=on,
+            upper=[("file", b"u", b""), ("file", b"v", b"x")],
+            lowers=[[("file", b"e", b""), ("file", b"f", b"x"), ("file", b"g", b"x"), ("big", b"h")]],
+            steps=[
+                *[(0, "truncate", name, 0) for name in (b"u", b"v", b"e", b"f", b"h")],
+                (0, "truncate", b"g", 1),
+                (0, "utime", b"g", 1, 2),
+                (0, "truncate", b"g", 1),
+                (0, "open", Slot(0), b"g", os.O_RDWR),
+                (0, "ftruncate", Slot(0), 1),
+            ],
+        )
+        for options in ((), ("volatile",))
+        for on in ("tmpfs", "ext4", "xfs")
+    },
+    # Who copies a range does not read the file.
+    "access_time_after_copy_file_range": Program(
+        upper=[("file", b"f", b"page" * 2048, 0o644, (2000, 3000))],
+        steps=[
+            (2, "open", Slot(2), b"f", os.O_RDWR),
+            (2, "copy_file_range", Slot(2), Slot(2), 1, 4096, 70000),
+        ],
+    ),
 }
