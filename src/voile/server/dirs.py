@@ -86,6 +86,11 @@ class Listing:
             for index in range(bisect_left(part, (offset + 1,)), len(part)):
                 yield part[index]
 
+    def shrink(self) -> bool:
+        """Gives the memory of one part back, when nobody reads any more; whether there are others."""
+        self._parts.pop()
+        return bool(self._parts)
+
 
 def _put_in_order(items: list[Item]) -> None:
     items.sort()
@@ -150,8 +155,13 @@ class DirOperations(Served):
         for item in listing.after(offset):
             at_end = False
             yield item
-        if at_end:
-            self.listings.pop(node.id, None)
+        if at_end and self.listings.pop(node.id, None) is not None:
+            self._free(listing)
+
+    def _free(self, listing: Listing) -> None:
+        """Frees a listing step by step: for a million entries that takes half a second."""
+        if listing.shrink():
+            self.pool.soon(lambda: self._free(listing))
 
     def _gather(self, node: Dir) -> Listing:
         job = Gathering(self.overlay, node)
