@@ -18,6 +18,10 @@ from support.namespace import ISOLATION
 BATCH = 200
 
 
+class TimeIsUp(BaseException):
+    """Ends hypothesis, which takes an Exception for a difference."""
+
+
 def batch(arena, number, examples, until, smaller=shrink):
     """Programs of one seed: the shrunk one that shows a difference and its Unlike, or None."""
     found = []
@@ -35,7 +39,7 @@ def batch(arena, number, examples, until, smaller=shrink):
     @given(programs())
     def run(program):
         if time.monotonic() > until:
-            return
+            raise TimeIsUp
         program = arena.concrete(program)
         try:
             arena.run(program)
@@ -45,7 +49,7 @@ def batch(arena, number, examples, until, smaller=shrink):
 
     try:
         run()
-    except Unlike:
+    except (Unlike, TimeIsUp):
         pass
     except BaseException as e:  # hypothesis says that a difference comes and goes
         if not found:

@@ -219,6 +219,7 @@ class Player:
         self.root = Actor()
         self.point = point
         self.looks = program.looks
+        self.daemon = program.daemon
         self.processes = {0: self.root}
         self.slots = {}
 
@@ -285,6 +286,9 @@ class Player:
             # they go: who writes through FUSE passthrough is not known.
             fds = [self._fill(who, each) for each in arguments if isinstance(each, Slot)]
             return not any(fd is not None and os.fstat(fd).st_mode & 0o6000 for fd in fds)
+        if verb == "mwrite" and "passthrough=off" in self.daemon:
+            # FUSE sets the times when the page is written back, not when it is first written to.
+            return False
         if verb in ("read", "create"):
             # They would wait for somebody at the other end.
             try:

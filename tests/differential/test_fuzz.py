@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from differential.fuzz import batch
+from differential.fuzz import BATCH, batch
 from differential.fuzz_show import shown
 from differential.fuzz_sides import Arena, Unlike
 from differential.scenarios.found import PROGRAMS
@@ -24,7 +24,10 @@ def arena(filesystems):
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # shrinking takes its time
 def test_random_programs(arena):
-    unlike = batch(arena, SEED, 10_000, time.monotonic() + SECONDS)
+    until, seed, unlike = time.monotonic() + SECONDS, SEED, None
+    while time.monotonic() < until and not unlike:
+        unlike = batch(arena, seed, BATCH, until)
+        seed += 1
     print(f"{arena.programs} programs, {arena.operations} operations")
     if unlike:
         program, difference = unlike

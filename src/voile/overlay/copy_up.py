@@ -163,8 +163,9 @@ class CopyUp:
             os.fchown(self.dst, st.st_uid, st.st_gid)
             os.fchmod(self.dst, stat.S_IMODE(st.st_mode))
             self._copy_xattrs(self.src, self.dst)
-            # Without its data it has changed: the truncation that follows finds nothing left to change.
-            mtime = st.st_mtime_ns if self.data or not st.st_size else files.UTIME_NOW
+            # A file without its data has changed: the truncation that follows finds nothing left to change.
+            changed = not self.data and st.st_size > 0 and stat.S_ISREG(st.st_mode)
+            mtime = files.UTIME_NOW if changed else st.st_mtime_ns
             files.utimensat(self.dst, None, st.st_atime_ns, mtime)
             if not ofs.volatile:
                 os.fsync(self.dst)

@@ -64,9 +64,9 @@ PROGRAMS = {
             options=options,
             on=on,
             upper=[("file", b"u", b""), ("file", b"v", b"x")],
-            lowers=[[("file", b"e", b""), ("file", b"f", b"x"), ("file", b"g", b"x"), ("big", b"h")]],
+            lowers=[[("file", b"e", b""), ("file", b"f", b"x"), ("file", b"g", b"x"), ("big", b"a/b/h")]],
             steps=[
-                *[(0, "truncate", name, 0) for name in (b"u", b"v", b"e", b"f", b"h")],
+                *[(0, "truncate", name, 0) for name in (b"u", b"v", b"e", b"f", b"a/b/h")],
                 (0, "truncate", b"g", 1),
                 (0, "utime", b"g", 1, 2),
                 (0, "truncate", b"g", 1),
