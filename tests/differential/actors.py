@@ -19,6 +19,11 @@ _PR_SET_PDEATHSIG, _SIGKILL = 1, 9
 _PAGE = 4096
 
 
+def die_with_parent():
+    """SIGKILL for this process when the thread that has forked it ends."""
+    _libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL)
+
+
 class Actor(Tree):
     """A Tree with more to do."""
 
@@ -179,7 +184,6 @@ class Process:
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                _libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL)
                 for other in (self, *owner._processes):
                     os.close(other._commands)
                     os.close(other._answers)
@@ -187,7 +191,7 @@ class Process:
                 os.setresgid(gid, gid, gid)
                 os.setresuid(uid, uid, uid)
                 syscalls.set_dumpable()
-                _libc.prctl(_PR_SET_PDEATHSIG, _SIGKILL)  # a change of uid has reset it
+                die_with_parent()  # only now: a change of uid resets it
                 _serve(read_commands, write_answers)
             finally:
                 os._exit(0)

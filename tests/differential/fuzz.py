@@ -3,6 +3,7 @@
 import argparse
 import hashlib
 import random
+import signal
 import sys
 import time
 
@@ -64,6 +65,7 @@ def main():
     parser.add_argument("--seed", type=int, help="the first seed (default: random)")
     parser.add_argument("--differences", type=int, default=1, help="end after so many")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     ISOLATION.enter()
     filesystems = Filesystems()
     arena = Arena(filesystems)

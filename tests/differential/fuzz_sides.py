@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import voile
 from differential import snapshot
+from differential.actors import die_with_parent
 from differential.fuzz_accepted import accepted, kernel_oddity, without_ghosts
 from differential.fuzz_program import Side, look
 from differential.fuzz_scout import Scout
@@ -69,6 +70,7 @@ class Daemon:
 
 def _serve(words, cwd, log):
     os.setpgid(0, 0)
+    die_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     os.chdir(cwd)
