@@ -289,6 +289,9 @@ class Player:
         if verb == "mwrite" and "passthrough=off" in self.daemon:
             # FUSE sets the times when the page is written back, not when it is first written to.
             return False
+        if verb == "open" and arguments[2] & os.O_NOATIME and os.path.isdir(arguments[1]):
+            # A listing is read once for all who have the directory open, and sets the access time.
+            return False
         if verb in ("read", "create"):
             # They would wait for somebody at the other end.
             try:
