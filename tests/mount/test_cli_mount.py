@@ -164,6 +164,55 @@ def test_daemon_keeps_nothing_of_the_caller(tree):
     works(call(*VOILE, "umount", tree / "m"))
 
 
+def alone_in_a_namespace(tree):
+    """The pid of a daemon that is the only process in the namespace of its mount, and the mount's device."""
+    words = " ".join([*VOILE, "mount", "-o", options(tree, "volatile"), f"{tree}/m"])
+    asked = " ".join([*VOILE, "status", "--json", f"{tree}/m"])
+    device = f"mountpoint -d {tree}/m"
+    done = works(call("unshare", "-m", "sh", "-c", f"{words} && {asked} && {device}"))
+    about, end = json.JSONDecoder().raw_decode(done)
+    return about["pid"], tuple(map(int, done[end:].split(":")))
+
+
+def test_killed_alone_in_its_namespace(tree, scratch):
+    """A fuseblk mount that goes waits for its daemon, and sync(1) for the mount."""
+    pid, (major, minor) = alone_in_a_namespace(tree)
+    os.kill(pid, signal.SIGKILL)
+    try:
+        wait_for(lambda: ended(pid) and len(os.listdir(f"/proc/{pid}/task")) <= 1)
+    except FileNotFoundError:
+        pass
+    except AssertionError:
+        connections = scratch / "connections"
+        connections.mkdir()
+        subprocess.run(["mount", "-t", "fusectl", "none", connections], check=True)
+        (connections / str(major << 20 | minor) / "abort").write_text("1")
+        subprocess.run(["umount", connections], check=True)
+        raise
+
+
+def test_terminated_alone_in_its_namespace(tree):
+    pid, _ = alone_in_a_namespace(tree)
+    os.kill(pid, signal.SIGTERM)
+    wait_for(lambda: ended(pid))
+
+
+def test_daemon_keeps_no_other_file_system_busy(tree):
+    """Nor does it take them away, where mounts are shared."""
+    script = f"""
+        mount --make-rshared /
+        mount -t tmpfs one {tree}/l && mount -t tmpfs other {tree}/other && mount -t tmpfs twice {tree}/other
+        before=$(wc -l </proc/self/mountinfo)
+        {" ".join(VOILE)} mount -o {options(tree)} {tree}/m
+        pid=$({" ".join(VOILE)} status --json {tree}/m | sed -n 's/.*"pid": \\([0-9]*\\).*/\\1/p')
+        while grep -q -e " {tree}/l " -e " {tree}/other " /proc/$pid/mountinfo; do sleep 0.01; done
+        echo $(($(wc -l </proc/self/mountinfo) - before))
+        {" ".join(VOILE)} umount {tree}/m
+    """
+    (tree / "other").mkdir()
+    assert works(call("timeout", "20", "unshare", "-m", "sh", "-c", script)) == "1\n"
+
+
 def test_caller_without_standard_files(tree):
     """None of ours gets the number of one of them: the daemon gives those up."""
     for helper in (f"{' '.join(VOILE)} mount", f"PYTHONPATH={ROOT}/src {' '.join(HELPER)} none"):

@@ -83,22 +83,22 @@ def take_later(fd: int) -> None:
     threading.Thread(target=fcntl.flock, args=(fd, fcntl.LOCK_EX), name="inuse", daemon=True).start()
 
 
-def record(workdir_fd: int, major: int, minor: int) -> None:
-    """Writes down who holds the lock: this process, and the device number of its mount."""
+def record(workdir_fd: int, major: int, minor: int, tid: int) -> None:
+    """Writes down who holds the lock: a thread that sees the mount, and the mount's device number."""
     # Whatever is there may be a fifo or a device: it must not even be opened.
     trees.remove(workdir_fd, RECORD)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     fd = os.open(RECORD, flags, 0o600, dir_fd=workdir_fd)
     try:
-        os.write(fd, b"%d %d %d\n" % (os.getpid(), major, minor))
+        os.write(fd, b"%d %d %d\n" % (tid, major, minor))
     finally:
         os.close(fd)
 
 
-def erase(workdir_fd: int) -> None:
-    """Removes the record of this process at unmount; another's is left alone."""
+def erase(workdir_fd: int, tid: int) -> None:
+    """Removes the record of that thread at unmount; another's is left alone."""
     holder = _read(workdir_fd)
-    if holder is not None and holder[0] == os.getpid():
+    if holder is not None and holder[0] == tid:
         os.unlink(RECORD, dir_fd=workdir_fd)
 
 

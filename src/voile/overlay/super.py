@@ -77,8 +77,8 @@ class Overlay:
         "params", "names", "filesystems", "upper_layer", "lowers", "fds", "nodes", "root",
         "work_fd", "workdir_fd", "upper_fd", "sync", "namelen", "samefs", "hidden", "creds",
         "whiteouts", "submit", "changed", "origins", "warnings", "writable", "volatile",
-        "follows_redirects", "_ino_shift", "_temp", "_tree_fd", "_locks", "_take_later", "_made_work",
-        "_active",
+        "follows_redirects", "_ino_shift", "_temp", "_tree_fd", "_locks", "_take_later", "_holder",
+        "_made_work", "_active",
     )  # fmt: skip
 
     upper_layer: Layer
@@ -107,6 +107,7 @@ class Overlay:
         self._temp = 0
         self._locks: list[int] = []
         self._take_later: list[int] = []
+        self._holder = 0
         self._made_work = False
         self._active = False
 
@@ -243,10 +244,11 @@ class Overlay:
         if linux_creds.has_cap(linux_creds.CAP_DAC_OVERRIDE):
             os.chmod(path, 0)
 
-    def mounted(self, major: int, minor: int) -> None:
-        """Tells later mounts of the same directories who has them (see inuse)."""
+    def mounted(self, major: int, minor: int, tid: int) -> None:
+        """Tells later mounts of the same directories who has them: `tid` sees the mount (see inuse)."""
+        self._holder = tid
         if self.writable:
-            inuse.record(self.workdir_fd, major, minor)
+            inuse.record(self.workdir_fd, major, minor, tid)
         for fd in self._take_later:
             inuse.take_later(fd)
 
@@ -269,7 +271,7 @@ class Overlay:
 
     def _leave(self) -> None:
         """Removes what only a live mount needs; what stays is removed by the next one."""
-        for remove in (self.whiteouts.close, lambda: inuse.erase(self.workdir_fd)):
+        for remove in (self.whiteouts.close, lambda: inuse.erase(self.workdir_fd, self._holder)):
             try:
                 remove()
             except OSError:

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from voile.fuse.workers import WorkerPool
     from voile.overlay.params import Params
     from voile.overlay.super import Overlay
+    from voile.server.keeper import Keeper
 
+# What the parent says when the daemon has died between the mount and the end of the parent.
+_INTERNAL = 4
 # <linux/magic.h>
 _FUSE = 0x65735546
 # Of files that are not passed through. As long as the largest request: 1.8 times as fast as the default.
@@ -34,15 +37,16 @@ def serve(
     target: bytes,
     *,
     before_mount: Callable[[], None] | None = None,
-    mounted: Callable[[], None] | None = None,
+    mounted: Callable[[], Callable[[], None] | None] | None = None,
     on_signal: Callable[[int], None] | None = None,
     debug: bool = False,
 ) -> None:
     """Mount the overlay on the directory `target` and answer its requests until it is unmounted.
 
     `before_mount` is called when the layers and the device are open; `mounted` when the mount answers: it may
-    fork and end the parent (`to_background`).  `on_signal` takes SIGTERM, SIGINT and SIGHUP; by default they
-    unmount (lazily).  With `debug`, each request and reply is a line on stderr.
+    fork (`to_background`); what it returns is called when everything is in its place.  `on_signal` takes
+    SIGTERM, SIGINT and SIGHUP; by default they unmount (lazily).  With `debug`, each request and reply is a
+    line on stderr.
     Raises OSError or overlay.super.MountError when it cannot be mounted; nothing is left behind then. Raises
     overlay.super.LostData at the end, when the sync of a mount that is not volatile says so.
     """
@@ -70,14 +74,20 @@ def serve(
             session.handshake()
             if operations.passthrough and not (passthrough.permitted(fd) and _can_be_backing(overlay)):
                 operations.use_passthrough(False)
-            if mounted is not None:
-                mounted()
+            ready = mounted() if mounted is not None else None
             visible = _visible(target)
+            if device is not None and visible != device:
+                visible = None  # another mount, which ours covers where the sandbox is
+            keeper = _separate(target) if visible is not None and kind == "fuseblk" else None
             if visible is not None:
-                overlay.mounted(*visible)
+                overlay.mounted(*visible, keeper.tid if keeper is not None else os.getpid())
             device = device or visible
             if device is not None:
                 mountpoint.set_read_ahead(*device, kind, _READ_AHEAD_KIB)
+            if ready is not None:
+                ready()
+            if keeper is not None:
+                keeper.tidy()
         except BaseException:
             # Closing the device aborts the connection: then the unmount waits for nobody.
             os.close(fd)
@@ -87,7 +97,7 @@ def serve(
         overlay.abort()
         raise
     try:
-        _loop(session, pool, params, target, on_signal)
+        _loop(session, pool, params, target, on_signal, keeper)
     finally:
         os.close(fd)
         overlay.close()
@@ -121,11 +131,23 @@ def _can_be_backing(overlay: Overlay) -> bool:
     return all(files.statfs_type(each.fd) != _FUSE for each in overlay.filesystems.values())
 
 
-def to_background(inherited: frozenset[int]) -> None:
-    """Fork; end the parent with status 0; in the child leave the terminal and the caller's files behind."""
+def to_background(inherited: frozenset[int]) -> Callable[[], None]:
+    """Fork; in the child leave the terminal and the caller's files behind.
+
+    Return, in the child, what ends the parent, with status 0.
+    """
+    told, tell = os.pipe()
     if os.fork():
-        os._exit(0)
+        os.close(tell)
+        os._exit(0 if os.read(told, 1) else _INTERNAL)
+    os.close(told)
     detach(inherited)
+
+    def ready() -> None:
+        os.write(tell, b"x")
+        os.close(tell)
+
+    return ready
 
 
 def detach(inherited: frozenset[int]) -> None:
@@ -172,6 +194,7 @@ def _loop(
     params: Params,
     target: bytes,
     on_signal: Callable[[int], None] | None,
+    keeper: Keeper | None,
 ) -> None:
     from gc import disable, freeze
 
@@ -186,7 +209,10 @@ def _loop(
     device = Device(session, pool, follow)
 
     def unmount(number: int) -> None:
-        mountpoint.unmount_in_thread(target, lazy=True)
+        if keeper is not None:
+            keeper.unmount()
+        else:
+            mountpoint.unmount_in_thread(target, lazy=True)
 
     device.on_signals(on_signal or unmount)
     # A full collection over 200,000 nodes would stop everything for 50 ms; there are no cycles to collect.
@@ -211,6 +237,15 @@ def _visible(target: bytes) -> tuple[int, int] | None:
 
     found = [mount.device for mount in mountinfo.read() if mount.mountpoint == target]
     return found[-1] if found else None
+
+
+def _separate(target: bytes) -> Keeper | None:
+    from voile.server.keeper import Keeper
+
+    try:
+        return Keeper(target)
+    except OSError:
+        return None  # a sandbox that forbids it
 
 
 def _unmount_quietly(target: bytes) -> None:
