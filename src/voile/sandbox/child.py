@@ -128,13 +128,9 @@ def _wait(pid: int) -> int:
     while True:
         info = signal.sigwaitinfo(_WAITED)
         if info.si_signo == signal.SIGCHLD:
-            while True:
-                ended, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
-                if not ended:
-                    break
-                if not os.WIFSTOPPED(status):
-                    return status
-                _stop_too(pid, os.WSTOPSIG(status))
+            status = _follow(pid)
+            if status is not None:
+                return status
             continue
         # si_code <= 0: sent by a process. The kernel's own (the terminal's) have reached the command as well,
         # except the hang-up of a terminal whose session we lead.
@@ -143,8 +139,28 @@ def _wait(pid: int) -> int:
             os.kill(pid, info.si_signo)  # not reaped yet, so the number is still its own
 
 
+def _follow(pid: int) -> int | None:
+    """Do what the command did: stop, and go on. Its wait status when it has ended."""
+    stopped = False
+    while True:
+        changed, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+        if not changed:
+            if stopped:
+                # Only we were continued: fg sends SIGCONT to our group, and it leads one of its own.
+                os.kill(pid, signal.SIGCONT)
+            return None
+        if os.WIFCONTINUED(status):
+            # Not by us: it may have been stopped again meanwhile, and must then stay so.
+            stopped = False
+        elif os.WIFSTOPPED(status):
+            _stop_too(pid, os.WSTOPSIG(status))
+            stopped = True
+        else:
+            return status
+
+
 def _stop_too(pid: int, number: int) -> None:
-    """The command was stopped by the signal `number`: stop likewise; when continued, continue it."""
+    """The command was stopped by the signal `number`: stop likewise, and return when continued."""
     terminal = _open_terminal()
     try:
         group = os.getpgid(pid)
@@ -156,7 +172,6 @@ def _stop_too(pid: int, number: int) -> None:
         # The shell has put *us* in front (fg); if the command leads a group of its own, that is its place.
         if was_in_front and os.tcgetpgrp(terminal) == os.getpgrp():
             os.tcsetpgrp(terminal, group)
-        os.kill(pid, signal.SIGCONT)
     except ProcessLookupError:
         pass
     finally:
