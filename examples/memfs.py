@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A file system in memory: what `voile.fuse` alone is enough for. Usage (as root): memfs.py MOUNTPOINT"""
+"""A file system in memory, with `voile.fuse` alone. As root: PYTHONPATH=src examples/memfs.py MOUNTPOINT"""
 
 import errno
 import itertools
