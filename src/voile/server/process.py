@@ -78,12 +78,12 @@ def serve(
             visible = _visible(target)
             if device is not None and visible != device:
                 visible = None  # another mount, which ours covers where the sandbox is
+            number = device or visible
+            if number is not None:  # while /sys is still there
+                mountpoint.set_read_ahead(*number, kind, _READ_AHEAD_KIB)
             keeper = _separate(target) if visible is not None and kind == "fuseblk" else None
             if visible is not None:
                 overlay.mounted(*visible, keeper.tid if keeper is not None else os.getpid())
-            device = device or visible
-            if device is not None:
-                mountpoint.set_read_ahead(*device, kind, _READ_AHEAD_KIB)
             if ready is not None:
                 ready()
             if keeper is not None:
