@@ -97,15 +97,12 @@ class CopyUp:
     """One object on its way up."""
 
     __slots__ = (
-        "ofs", "node", "parent", "name", "temp", "src", "dst", "st", "data", "waiters", "origin",
+        "ofs", "node", "temp", "src", "dst", "st", "data", "waiters", "origin",
     )  # fmt: skip
 
     def __init__(self, ofs: Overlay, node: Node, data: bool) -> None:
         self.ofs = ofs
         self.node = node
-        # None: its last name is gone (a whiteout has taken it), but it is still open.
-        self.parent = node.parent
-        self.name = node.name
         self.temp = b""
         self.src = -1
         self.dst = -1

@@ -316,21 +316,7 @@ def unlink(ofs: Overlay, parent: Dir, name: bytes) -> None:
     node = child(ofs, parent, name)
     if isinstance(node, Dir):
         raise OSError(EISDIR, "is a directory")
-    copy_up(ofs, parent)
-    upper = _upper(parent)
-    fd = ofs.fds.fd(upper)
-    hold(ofs, node)
-    try:
-        if not node.is_upper:
-            ofs.whiteouts.make(fd, name)
-        elif namei.lower_positive(ofs, parent, name):
-            ofs.whiteouts.cover(upper, name, is_dir=False)
-        else:
-            os.unlink(name, dir_fd=fd)
-    except OSError:
-        release_hold(node)
-        raise
-    gone(ofs, node, parent, name)
+    _remove(ofs, node, parent, name)
 
 
 def rmdir(ofs: Overlay, parent: Dir, name: bytes) -> None:
@@ -340,6 +326,11 @@ def rmdir(ofs: Overlay, parent: Dir, name: bytes) -> None:
         raise OSError(ENOTDIR, "not a directory")
     if not readdir.is_empty(ofs, node):
         raise OSError(ENOTEMPTY, "directory not empty")
+    _remove(ofs, node, parent, name)
+
+
+def _remove(ofs: Overlay, node: Node, parent: Dir, name: bytes) -> None:
+    """Removes a name, and leaves a whiteout where a lower layer has it."""
     copy_up(ofs, parent)
     upper = _upper(parent)
     fd = ofs.fds.fd(upper)
@@ -348,7 +339,9 @@ def rmdir(ofs: Overlay, parent: Dir, name: bytes) -> None:
         if not node.is_upper:
             ofs.whiteouts.make(fd, name)
         elif namei.lower_positive(ofs, parent, name):
-            ofs.whiteouts.cover(upper, name, is_dir=True)
+            ofs.whiteouts.cover(upper, name, is_dir=node.is_dir)
+        elif not node.is_dir:
+            os.unlink(name, dir_fd=fd)
         else:
             _remove_upper_dir(ofs, fd, name)
     except OSError:
