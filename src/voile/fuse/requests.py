@@ -124,9 +124,48 @@ def not_implemented(req: Request, buf: Buffer, size: int) -> Body:
 _HARMLESS = frozenset(("forget", "interrupt", "statfs"))
 
 
-def _lookup(ops: Operations) -> Handler:
-    method = ops.lookup
+# Shapes that several opcodes share.
+
+
+def _nothing(method: Callable[[Request], Body]) -> Handler:
+    return lambda req, buf, size: method(req)
+
+
+def _name(method: Callable[[Request, bytes], Body]) -> Handler:
     return lambda req, buf, size: method(req, buf[40 : size - 1])
+
+
+def _sync(method: Callable[[Request, int, bool], Body]) -> Handler:
+    unpack = abi.FSYNC_IN.unpack_from
+
+    def handle(req: Request, buf: Buffer, size: int) -> Body:
+        fh, flags = unpack(buf, 40)
+        return method(req, fh, bool(flags & abi.FSYNC_FDATASYNC))
+
+    return handle
+
+
+def _listing(method: Callable[[Request, int, int, int], Body]) -> Handler:
+    unpack = abi.READ_IN.unpack_from
+
+    def handle(req: Request, buf: Buffer, size: int) -> Body:
+        fh, offset, room, _, _, _ = unpack(buf, 40)
+        return method(req, fh, offset, room)
+
+    return handle
+
+
+def _new_file(method: Callable[[Request, bytes, int, int, int, int], Body]) -> Handler:
+    unpack = abi.CREATE_IN.unpack_from
+
+    def handle(req: Request, buf: Buffer, size: int) -> Body:
+        flags, mode, umask, open_flags = unpack(buf, 40)
+        return method(req, buf[56 : size - 1], flags, mode, umask, open_flags)
+
+    return handle
+
+
+# The other opcodes, in the order of the table.
 
 
 def _forget(ops: Operations) -> Handler:
@@ -176,11 +215,6 @@ def _setattr(ops: Operations) -> Handler:
     return lambda req, buf, size: method(req, SetattrIn(unpack(buf, 40)))
 
 
-def _readlink(ops: Operations) -> Handler:
-    method = ops.readlink
-    return lambda req, buf, size: method(req)
-
-
 def _symlink(ops: Operations) -> Handler:
     method = ops.symlink
 
@@ -209,16 +243,6 @@ def _mkdir(ops: Operations) -> Handler:
         return method(req, buf[48 : size - 1], mode, umask)
 
     return handle
-
-
-def _unlink(ops: Operations) -> Handler:
-    method = ops.unlink
-    return lambda req, buf, size: method(req, buf[40 : size - 1])
-
-
-def _rmdir(ops: Operations) -> Handler:
-    method = ops.rmdir
-    return lambda req, buf, size: method(req, buf[40 : size - 1])
 
 
 def _rename(ops: Operations) -> Handler:
@@ -283,11 +307,6 @@ def _write(ops: Operations) -> Handler:
     return handle
 
 
-def _statfs(ops: Operations) -> Handler:
-    method = ops.statfs
-    return lambda req, buf, size: method(req)
-
-
 def _release(ops: Operations) -> Handler:
     method, unpack = ops.release, abi.RELEASE_IN.unpack_from
 
@@ -301,31 +320,6 @@ def _release(ops: Operations) -> Handler:
 def _releasedir(ops: Operations) -> Handler:
     method, unpack = ops.releasedir, abi.RELEASE_IN.unpack_from
     return lambda req, buf, size: method(req, unpack(buf, 40)[0])
-
-
-def _fsync(ops: Operations) -> Handler:
-    method, unpack = ops.fsync, abi.FSYNC_IN.unpack_from
-
-    def handle(req: Request, buf: Buffer, size: int) -> Body:
-        fh, flags = unpack(buf, 40)
-        return method(req, fh, bool(flags & abi.FSYNC_FDATASYNC))
-
-    return handle
-
-
-def _fsyncdir(ops: Operations) -> Handler:
-    method, unpack = ops.fsyncdir, abi.FSYNC_IN.unpack_from
-
-    def handle(req: Request, buf: Buffer, size: int) -> Body:
-        fh, flags = unpack(buf, 40)
-        return method(req, fh, bool(flags & abi.FSYNC_FDATASYNC))
-
-    return handle
-
-
-def _syncfs(ops: Operations) -> Handler:
-    method = ops.syncfs
-    return lambda req, buf, size: method(req)
 
 
 def _setxattr(ops: Operations) -> Handler:
@@ -372,11 +366,6 @@ def _listxattr(ops: Operations) -> Handler:
     return handle
 
 
-def _removexattr(ops: Operations) -> Handler:
-    method = ops.removexattr
-    return lambda req, buf, size: method(req, buf[40 : size - 1])
-
-
 def _flush(ops: Operations) -> Handler:
     method, unpack = ops.flush, abi.FLUSH_IN.unpack_from
 
@@ -387,49 +376,9 @@ def _flush(ops: Operations) -> Handler:
     return handle
 
 
-def _readdir(ops: Operations) -> Handler:
-    method, unpack = ops.readdir, abi.READ_IN.unpack_from
-
-    def handle(req: Request, buf: Buffer, size: int) -> Body:
-        fh, offset, room, _, _, _ = unpack(buf, 40)
-        return method(req, fh, offset, room)
-
-    return handle
-
-
-def _readdirplus(ops: Operations) -> Handler:
-    method, unpack = ops.readdirplus, abi.READ_IN.unpack_from
-
-    def handle(req: Request, buf: Buffer, size: int) -> Body:
-        fh, offset, room, _, _, _ = unpack(buf, 40)
-        return method(req, fh, offset, room)
-
-    return handle
-
-
 def _access(ops: Operations) -> Handler:
     method, unpack = ops.access, abi.ACCESS_IN.unpack_from
     return lambda req, buf, size: method(req, unpack(buf, 40)[0])
-
-
-def _create(ops: Operations) -> Handler:
-    method, unpack = ops.create, abi.CREATE_IN.unpack_from
-
-    def handle(req: Request, buf: Buffer, size: int) -> Body:
-        flags, mode, umask, open_flags = unpack(buf, 40)
-        return method(req, buf[56 : size - 1], flags, mode, umask, open_flags)
-
-    return handle
-
-
-def _tmpfile(ops: Operations) -> Handler:
-    method, unpack = ops.tmpfile, abi.CREATE_IN.unpack_from
-
-    def handle(req: Request, buf: Buffer, size: int) -> Body:
-        flags, mode, umask, open_flags = unpack(buf, 40)
-        return method(req, buf[56 : size - 1], flags, mode, umask, open_flags)
-
-    return handle
 
 
 def _interrupt(ops: Operations) -> Handler:
@@ -497,45 +446,45 @@ def _copy_file_range_64(ops: Operations) -> Handler:
 
 #: opcode → (method of Operations, maker of its handler)
 BINDERS: dict[int, tuple[str, Binder]] = {
-    abi.LOOKUP: ("lookup", _lookup),
+    abi.LOOKUP: ("lookup", lambda ops: _name(ops.lookup)),
     abi.FORGET: ("forget", _forget),
     abi.GETATTR: ("getattr", _getattr),
     abi.SETATTR: ("setattr", _setattr),
-    abi.READLINK: ("readlink", _readlink),
+    abi.READLINK: ("readlink", lambda ops: _nothing(ops.readlink)),
     abi.SYMLINK: ("symlink", _symlink),
     abi.MKNOD: ("mknod", _mknod),
     abi.MKDIR: ("mkdir", _mkdir),
-    abi.UNLINK: ("unlink", _unlink),
-    abi.RMDIR: ("rmdir", _rmdir),
+    abi.UNLINK: ("unlink", lambda ops: _name(ops.unlink)),
+    abi.RMDIR: ("rmdir", lambda ops: _name(ops.rmdir)),
     abi.RENAME: ("rename", _rename),
     abi.LINK: ("link", _link),
     abi.OPEN: ("open", _open),
     abi.READ: ("read", _read),
     abi.WRITE: ("write", _write),
-    abi.STATFS: ("statfs", _statfs),
+    abi.STATFS: ("statfs", lambda ops: _nothing(ops.statfs)),
     abi.RELEASE: ("release", _release),
-    abi.FSYNC: ("fsync", _fsync),
+    abi.FSYNC: ("fsync", lambda ops: _sync(ops.fsync)),
     abi.SETXATTR: ("setxattr", _setxattr),
     abi.GETXATTR: ("getxattr", _getxattr),
     abi.LISTXATTR: ("listxattr", _listxattr),
-    abi.REMOVEXATTR: ("removexattr", _removexattr),
+    abi.REMOVEXATTR: ("removexattr", lambda ops: _name(ops.removexattr)),
     abi.FLUSH: ("flush", _flush),
     abi.OPENDIR: ("opendir", _opendir),
-    abi.READDIR: ("readdir", _readdir),
+    abi.READDIR: ("readdir", lambda ops: _listing(ops.readdir)),
     abi.RELEASEDIR: ("releasedir", _releasedir),
-    abi.FSYNCDIR: ("fsyncdir", _fsyncdir),
+    abi.FSYNCDIR: ("fsyncdir", lambda ops: _sync(ops.fsyncdir)),
     abi.ACCESS: ("access", _access),
-    abi.CREATE: ("create", _create),
+    abi.CREATE: ("create", lambda ops: _new_file(ops.create)),
     abi.INTERRUPT: ("interrupt", _interrupt),
     abi.IOCTL: ("ioctl", _ioctl),
     abi.BATCH_FORGET: ("forget", _batch_forget),
     abi.FALLOCATE: ("fallocate", _fallocate),
-    abi.READDIRPLUS: ("readdirplus", _readdirplus),
+    abi.READDIRPLUS: ("readdirplus", lambda ops: _listing(ops.readdirplus)),
     abi.RENAME2: ("rename", _rename2),
     abi.LSEEK: ("lseek", _lseek),
     abi.COPY_FILE_RANGE: ("copy_file_range", _copy_file_range),
-    abi.SYNCFS: ("syncfs", _syncfs),
-    abi.TMPFILE: ("tmpfile", _tmpfile),
+    abi.SYNCFS: ("syncfs", lambda ops: _nothing(ops.syncfs)),
+    abi.TMPFILE: ("tmpfile", lambda ops: _new_file(ops.tmpfile)),
     abi.STATX: ("statx", _statx),
     abi.COPY_FILE_RANGE_64: ("copy_file_range", _copy_file_range_64),
 }
