@@ -53,6 +53,13 @@ def ask(mount: mountinfo.Mount) -> dict[str, Any]:
         return _dead(mount, error)
 
 
+def why(mount: mountinfo.Mount, error: OSError) -> str:
+    """Say why a question could not be asked."""
+    if is_voile(mount):
+        return error.strerror or str(error)
+    return f"not a voile mount ({os.fsdecode(mount.fstype)})"
+
+
 def _dead(mount: mountinfo.Mount, error: OSError) -> dict[str, Any]:
     number = error.errno or errno.ENOTCONN
     return {

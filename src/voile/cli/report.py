@@ -12,6 +12,7 @@ SYSTEM = 2  # out of memory, cannot fork, ...
 INTERNAL = 4
 INTERRUPTED = 8
 MOUNT_FAILURE = 32
+LOST_DATA = 74  # EX_IOERR of <sysexits.h>: of all that ask whether data was lost
 
 _SYSTEM_ERRORS = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 _PERMISSION_ERRORS = (errno.EPERM, errno.EACCES)

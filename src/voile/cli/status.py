@@ -45,8 +45,7 @@ def _one(point: bytes, as_json: bool) -> int:
     try:
         status = mounts.ask(mount)
     except OSError as error:
-        why = error.strerror if mounts.is_voile(mount) else f"not a voile mount ({os.fsdecode(mount.fstype)})"
-        report.say(f"{shown}: {why}")
+        report.say(f"{shown}: {mounts.why(mount, error)}")
         return report.exit_status(error)
     report.tell(_json({"version": 1, **status}) if as_json else human(status))
     return report.OK

@@ -10,6 +10,8 @@ Reply:    magic, protocol version, bytes in this piece, token, total; then the p
 
 The daemon answers a question at offset 0 afresh.  When one piece does not suffice it keeps the
 answer under a token, and the following pieces are cut from that copy: they always fit together.
+
+An answer that takes time (a real sync) is found in another thread; others are served meanwhile.
 """
 
 from __future__ import annotations
@@ -21,12 +23,19 @@ import struct
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Protocol
 
     class State(Protocol):
-        """What the daemon knows about itself."""
+        """What the daemon knows about itself.
+
+        A method may return a function in place of the answer: to be called in another thread.
+        """
 
         def status(self) -> dict[str, Any]: ...
+        def sync(self) -> Any: ...
+
+    Late = Callable[[], bytes]
 
 
 SIZE = 8192
@@ -41,6 +50,10 @@ _ROOM = SIZE - _HEAD.size
 
 STATUS = 1
 VERSION = 2
+SYNC = 3
+_QUESTIONS = frozenset((STATUS, VERSION, SYNC))
+# Those that anybody may ask who can open the root: fsync(2) would tell him as well.
+_PUBLIC = frozenset((SYNC,))
 
 # Answers being fetched in pieces; who is slower than this many others starts again.
 _KEPT_ANSWERS = 8
@@ -52,46 +65,53 @@ class Control:
     __slots__ = ("_answers", "_owner", "_state", "_token")
 
     def __init__(self, state: State, owner: int) -> None:
-        """`state` is asked for the answers; `owner` is the uid that may ask, besides root."""
+        """`state` is asked for the answers; `owner` is the uid that may ask for all of them, besides root."""
         self._state = state
         self._owner = owner
         self._token = 0
         self._answers: dict[int, bytes] = {}
 
-    def handle(self, uid: int, command: int, data: bytes | memoryview) -> bytes:
-        """Answer one FUSE_IOCTL of a caller with this uid.
+    def handle(self, uid: int, command: int, data: bytes | memoryview) -> bytes | Late:
+        """Answer one FUSE_IOCTL of a caller with this uid; or return what finds the answer, in any thread.
 
         Raises OSError: ENOTTY for an ioctl that is not ours, EPERM for a caller who is neither root nor the
         owner, EINVAL for a question of another version, ESTALE when the kept answer has been dropped.
         """
         if command != COMMAND or len(data) != SIZE:
             raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
-        if uid not in (0, self._owner):
-            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         magic, version, question, token, offset = _HEAD.unpack_from(data)
-        if magic != _MAGIC or version != _VERSION or question not in (STATUS, VERSION):
+        if magic != _MAGIC:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        if uid not in (0, self._owner) and question not in _PUBLIC:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        if version != _VERSION or question not in _QUESTIONS:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if offset:
             answer = self._answers.get(token)
             if answer is None or offset >= len(answer):
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        else:
-            answer = self._answer(question)
-            token = self._keep(answer) if len(answer) > _ROOM else 0
+            return self._piece(answer, token, offset)
+        found = self._ask(question)
+        if callable(found):
+            return lambda: _one_piece(found())
+        answer = found if isinstance(found, bytes) else _json(found)
+        return self._piece(answer, self._keep(answer) if len(answer) > _ROOM else 0, 0)
+
+    def _ask(self, question: int) -> Any:
+        if question == STATUS:
+            return self._state.status()
+        if question == SYNC:
+            return self._state.sync()
+        from voile import __version__
+
+        return __version__.encode()
+
+    def _piece(self, answer: bytes, token: int, offset: int) -> bytes:
         piece = answer[offset : offset + _ROOM]
         if token and offset + len(piece) == len(answer):
             del self._answers[token]
         head = _HEAD.pack(_MAGIC, _VERSION, len(piece), token, len(answer))
         return (head + piece).ljust(SIZE, b"\0")
-
-    def _answer(self, question: int) -> bytes:
-        if question == VERSION:
-            from voile import __version__
-
-            return __version__.encode()
-        import json
-
-        return json.dumps(self._state.status()).encode()
 
     def _keep(self, answer: bytes) -> int:
         if len(self._answers) >= _KEPT_ANSWERS:
@@ -99,6 +119,18 @@ class Control:
         self._token += 1
         self._answers[self._token] = answer
         return self._token
+
+
+def _json(value: Any) -> bytes:
+    import json
+
+    return json.dumps(value).encode()
+
+
+def _one_piece(value: Any) -> bytes:
+    """The whole reply for an answer that is short."""
+    answer = _json(value)
+    return (_HEAD.pack(_MAGIC, _VERSION, len(answer), 0, len(answer)) + answer).ljust(SIZE, b"\0")
 
 
 def ask(directory: int, question: int = STATUS) -> bytes:
@@ -134,11 +166,34 @@ def status(mountpoint: bytes) -> dict[str, Any]:
 
     Raises OSError as `ask` does, or when the mount point cannot be opened.
     """
+    return {"mountpoint": os.fsdecode(mountpoint), **_ask_at(mountpoint, STATUS)}
+
+
+class LostData(OSError):
+    """The upper file system has lost data since the mount; `errno` says how."""
+
+
+def sync(mountpoint: bytes) -> bool:
+    """Ask the mount at `mountpoint` whether its upper file system has lost data since the mount.
+
+    A volatile mount syncs nothing for that, any other one syncs its upper file system first. The answer is
+    exact on every mount and for everybody, while syncfs(2) does not reach the daemon of every mount.
+    Return whether data has been synced. Raises LostData; OSError as `ask`, or when the mount point cannot be
+    opened.
+    """
+    answer = _ask_at(mountpoint, SYNC)
+    error = answer["error"]
+    if error is not None:
+        raise LostData(error["errno"], os.strerror(error["errno"]), mountpoint)
+    return bool(answer["synced"])
+
+
+def _ask_at(mountpoint: bytes, question: int) -> dict[str, Any]:
     import json
 
     directory = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        answer: dict[str, Any] = json.loads(ask(directory))
+        answer: dict[str, Any] = json.loads(ask(directory, question))
     finally:
         os.close(directory)
-    return {"mountpoint": os.fsdecode(mountpoint), **answer}
+    return answer

@@ -91,14 +91,18 @@ class LostData:
 
     def syncfs(self, fd: int, pid: int) -> None:
         """Syncs the file system of `fd` on behalf of a process; raises OSError."""
+        if self.sync(fd) and pid not in self.told:
+            self.told.add(pid)
+            raise OSError(self.errno, "the upper file system has lost data")
+
+    def sync(self, fd: int) -> int:
+        """Syncs the file system of `fd`: the latest errno since the mount, or 0. In any thread."""
         try:
             files.syncfs(fd)
         except OSError as exc:
             self.errno = exc.errno or EIO
             self.told.clear()
-        if self.errno and pid not in self.told:
-            self.told.add(pid)
-            raise OSError(self.errno, "the upper file system has lost data")
+        return self.errno
 
 
 class FileOperations(Served):
@@ -110,7 +114,7 @@ class FileOperations(Served):
 
     def __init__(self, overlay: Overlay, params: Params) -> None:
         super().__init__(overlay, params)
-        self._lost = LostData()
+        self.lost = LostData()
 
     @property
     def passthrough(self) -> bool:
@@ -345,6 +349,10 @@ class FileOperations(Served):
             return None  # nothing to sync in a lower layer (ovl_fsync)
         return self.sync_fd(req, fd, datasync)
 
+    def upper_fs_fd(self) -> int:
+        """A descriptor of the upper file system, open since the mount."""
+        return self.overlay.filesystems[self.overlay.upper_layer.dev].fd
+
     def syncfs(self, req: Request) -> Deferred | None:
         sync = self.overlay.sync
         status = sync.get()
@@ -356,8 +364,7 @@ class FileOperations(Served):
             raise OSError(EIO, "the upper file system has lost data")
         if not self.overlay.writable:
             return None
-        fd = self.overlay.filesystems[self.overlay.upper_layer.dev].fd
-        pid, lost = req.pid, self._lost
+        fd, pid, lost = self.upper_fs_fd(), req.pid, self.lost
         return self.later(req, lambda: lost.syncfs(fd, pid))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from voile.fuse import abi
+from voile.fuse import abi, replies
 from voile.overlay.params import Params
 from voile.overlay.super import Overlay
 from voile.server.control import Control
@@ -15,6 +15,7 @@ from voile.server.names import NameOperations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from voile.fuse.negotiation import Negotiated
@@ -47,7 +48,8 @@ class OverlayOperations(NameOperations, FileOperations, DirOperations):
     def ioctl(
         self, req: Request, fh: int, flags: int, cmd: int, arg: int, data: bytes, out_size: int
     ) -> bytes:
-        return self.control.handle(req.uid, cmd, data)
+        answer = self.control.handle(req.uid, cmd, data)
+        return answer if isinstance(answer, bytes) else self.later(req, answer, replies.ioctl_out)
 
     def status(self) -> dict[str, Any]:
         """What `voile status` shows, but for the mount point, which only the asker knows."""
@@ -68,6 +70,22 @@ class OverlayOperations(NameOperations, FileOperations, DirOperations):
             "omitted": sync.omitted(),
             "uptime_s": round(time.monotonic() - self.started, 3),
         }
+
+    def sync(self) -> dict[str, Any] | Callable[[], dict[str, Any]]:
+        """What `voile sync` asks: 0 or the error, without a sync on a volatile mount."""
+        sync = self.overlay.sync
+        status = sync.get()
+        if status <= 0:
+            return {"synced": False, "error": _error(-status, sync.since) if status else None}
+        if not self.overlay.writable:
+            return {"synced": False, "error": None}
+        fd, lost = self.upper_fs_fd(), self.lost
+
+        def work() -> dict[str, Any]:
+            code = lost.sync(fd)
+            return {"synced": not code, "error": _error(code, None) if code else None}
+
+        return work
 
     def _syncfs_quality(self) -> str:
         """Whether syncfs(2) on the mount reaches us at all."""

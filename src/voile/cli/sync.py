@@ -1,0 +1,53 @@
+"""`voile sync`: has the upper file system of a mount lost data since the mount?"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from voile.cli import mounts, report
+from voile.cli.arguments import FLAG, Options, parse
+from voile.overlay.params import UsageError
+
+HELP = """usage: voile sync MOUNTPOINT
+
+Ask whether data has been lost since the mount. On a volatile mount nothing is synced; on others the upper
+file system is, first. The answer is exact on every mount, also where sync -f is not asked of voile.
+
+Exit status: 0 nothing was lost; 1 usage; 32 not a voile mount; 74 the upper file system has lost data.
+"""
+
+_OPTIONS: Options = {(b"-h", b"--help"): FLAG}
+
+
+def main(words: list[bytes]) -> int:
+    """Run `voile sync`."""
+    arguments = parse(words, _OPTIONS)
+    if b"-h" in arguments:
+        report.tell(HELP)
+        return report.OK
+    if len(arguments.operands) != 1:
+        raise UsageError(f"one mount point is needed, {len(arguments.operands)} operands given")
+    point = arguments.operands[0]
+    shown = os.fsdecode(point)
+    mount = mounts.find(point)
+    if mount is None:
+        report.say(f"{shown}: not a mount point")
+        return report.MOUNT_FAILURE
+
+    from voile.server import control
+
+    try:
+        control.sync(mount.mountpoint)
+    except control.LostData as error:
+        report.say(f"{shown}: the upper file system has lost data: {lost(error)}")
+        return report.LOST_DATA
+    except OSError as error:
+        report.say(f"{shown}: {mounts.why(mount, error)}")
+        return report.exit_status(error)
+    return report.OK
+
+
+def lost(error: OSError) -> str:
+    """Say what an errno of lost data is, in words and by name."""
+    return f"{error.strerror} ({errno.errorcode.get(error.errno or 0, error.errno)})"

@@ -1,0 +1,69 @@
+"""The ways a mount can come about, by what the mounter may do."""
+
+import os
+import pwd
+import shutil
+import subprocess
+
+import pytest
+
+from support import mountinfo
+from support.namespace import become_root_of_a_user_namespace
+from support.overlays import ROOT
+
+VOILE = str(ROOT / "voile")
+#: place: (mount options, what `voile status` says of the probe)
+PLACES = {
+    "fuseblk": ("", "overlay"),
+    "plain": ("fuseblk=off", "overlay"),
+    "fusermount3": ("userxattr", "overlay-userns"),
+    "userns": ("userxattr", "overlay"),
+}
+
+
+def voile(*words):
+    """Run voile: (exit status, what it said)."""
+    done = subprocess.run([VOILE, *map(os.fspath, words)], capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+class Place:
+    """`run(work)`: work(point, layers) with a mount of `layers`, as whoever may make it; what it returned.
+
+    work() runs in a child, but for root, and there the failing disk can be commanded as well.
+    """
+
+    def __init__(self, name, as_user, layers, *options):
+        self.name = name
+        self.layers = layers
+        self.options = ",".join(filter(None, [layers.options(), PLACES[name][0], *options]))
+        self.act = lambda work: work()
+        if name == "fusermount3" and not shutil.which("fusermount3"):
+            pytest.skip("no fusermount3")
+        if name in ("fusermount3", "userns"):
+            uid = pwd.getpwnam("nobody").pw_uid
+            for path in [layers.base, *layers.base.rglob("*")]:
+                os.chown(path, uid, uid)
+            self.act = lambda work: as_user(work, uid=uid, fuse=True)
+
+    def run(self, work):
+        def mounted():
+            if self.name == "userns":
+                become_root_of_a_user_namespace()
+            os.chdir(self.layers.base)
+            status, said = voile("mount", "-o", self.options, self.layers.point)
+            assert (status, said) == (0, "")
+            try:
+                return work(self.layers.point, self.layers)
+            finally:
+                os.chdir("/")
+                if mountinfo.at(self.layers.point):
+                    subprocess.run([VOILE, "umount", self.layers.point], check=True)
+
+        here = os.getcwd()
+        try:
+            return self.act(mounted)
+        finally:
+            os.chdir(here)
+
+
