@@ -69,7 +69,7 @@ hiding = st.one_of(
     st.tuples(st.just("whiteout"), somewhere),
     st.tuples(st.just("opaque"), directory),
     st.tuples(st.just("moved"), directory, somewhere, st.booleans()),
-    # Not yet ("xwhiteout", directory, name): voile looks for it only in directories marked opaque=x.
+    st.tuples(st.just("xwhiteout"), directory, st.sampled_from(NAMES)),
 )
 
 

@@ -127,9 +127,7 @@ class Union:
         path = xattrs.proc_path(self.fds.fd(real.parent), real.name)
         present = xattrs.listing(path)
         if self.names.opaque in present:
-            value = xattrs.get(path, self.names.opaque)
-            real.xwhiteouts = value == b"x"
-            look.stop = look.stop or value == b"y"
+            look.stop = look.stop or xattrs.get(path, self.names.opaque) == b"y"
         if self.names.redirect not in present or look.stop:
             return
         redirect = xattrs.get(path, self.names.redirect) or b""
@@ -174,8 +172,6 @@ class Union:
         return found
 
     def _files(self, roots: Sequence[RealDir]) -> Iterator[os.stat_result]:
-        for root in roots:
-            root.xwhiteouts = xattrs.get(xattrs.proc_fd(root.fd), self.names.opaque, follow=True) == b"x"
         pending = [list(roots)]
         while pending:
             reals = pending.pop()
@@ -188,16 +184,6 @@ class Union:
                     st = os.stat(name, dir_fd=self.fds.fd(real), follow_symlinks=False)
                     if stat.S_ISDIR(st.st_mode):
                         pending.append(self.merged(reals[position:], name))
-                    elif not self._whiteout(real, name, st):
+                    elif not whiteout.hides(self.names, self.fds.fd(real), name, st):
                         yield st
             self.fds.trim()
-
-    def _whiteout(self, real: RealDir, name: bytes, st: os.stat_result) -> bool:
-        if whiteout.is_whiteout(st):
-            return True
-        return (
-            real.xwhiteouts
-            and st.st_size == 0
-            and stat.S_ISREG(st.st_mode)
-            and xattrs.get(xattrs.proc_path(self.fds.fd(real), name), self.names.whiteout) is not None
-        )

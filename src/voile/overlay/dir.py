@@ -189,7 +189,7 @@ def _make(
         result = make(fd, name)
     except FileExistsError:
         st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        if not whiteout.is_whiteout(st):
+        if not whiteout.hides(ofs.names, fd, name, st):
             raise
         return _make_over_whiteout(ofs, parent, name, caller, make, is_dir)
     if is_dir and parent.lowers and not ofs.lowers_may_change:

@@ -91,7 +91,7 @@ class Dir(Node):
     `upper` is None until copy-up; `lowers` are the merged lower ones, top to bottom.
     """
 
-    __slots__ = ("upper", "lowers", "children", "redirect", "impure", "dead")
+    __slots__ = ("upper", "lowers", "children", "redirect", "impure", "xwhiteouts", "dead")
 
     is_dir = True
 
@@ -118,6 +118,8 @@ class Dir(Node):
         self.redirect: bytes | None = None
         # The upper directory may hold entries whose st_ino comes from a lower layer.
         self.impure = False
+        # A lower directory in it is marked opaque=x.
+        self.xwhiteouts = False
         # Removed; `upper` (or the top lower directory) is pinned.
         self.dead = False
 

@@ -34,7 +34,7 @@ class Layer:
     as `ovl_get_fsid` does.
     """
 
-    __slots__ = ("index", "path", "fsid", "dev", "uuid", "root", "mount_fd", "decodes")
+    __slots__ = ("index", "path", "fsid", "dev", "uuid", "root", "mount_fd", "decodes", "xwhiteouts")
 
     def __init__(self, index: int, path: bytes, root_fd: int, fsid: int, mount_fd: int) -> None:
         self.index = index
@@ -47,6 +47,9 @@ class Layer:
         self.mount_fd = mount_fd
         # Whether open_by_handle_at() works here (it needs CAP_DAC_READ_SEARCH).
         self.decodes = True
+        # Whether a directory marked opaque=x has been met here: only then listings look for whiteouts that
+        # are attributes (ovl_layer_set_xwhiteouts).
+        self.xwhiteouts = False
 
     def close(self) -> None:
         """Closes the root; `mount_fd` belongs to the file system."""
@@ -58,7 +61,7 @@ class Layer:
 class RealDir:
     """A directory of a layer: a parent, a name, and now and then a descriptor."""
 
-    __slots__ = ("layer", "parent", "name", "fd", "pinned", "xwhiteouts")
+    __slots__ = ("layer", "parent", "name", "fd", "pinned")
 
     def __init__(self, layer: Layer, parent: RealDir | None, name: bytes) -> None:
         self.layer = layer
@@ -66,8 +69,6 @@ class RealDir:
         self.name = name
         self.fd = -1
         self.pinned = False
-        # opaque=x: zero-size files with a whiteout attribute are whiteouts here.
-        self.xwhiteouts = False
 
 
 class FdCache:

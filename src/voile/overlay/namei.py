@@ -83,7 +83,7 @@ def resolve(ofs: Overlay, parent: Dir, name: bytes) -> tuple[Node, os.stat_resul
             return _Search(ofs, parent, name).directory(position, st)
         if fmt == S_IFCHR and st.st_rdev == 0:
             return None
-        if real.xwhiteouts and whiteout.is_xattr_whiteout(ofs, real, name, st):
+        if fmt == S_IFREG and not st.st_size and whiteout.has_attribute(ofs.names, real.fd, name):
             return None
         return _file(ofs, parent, name, real, st)
     return None
@@ -137,7 +137,7 @@ def upper_ino(ofs: Overlay, dir_fd: int, name: bytes, st: os.stat_result, ino: i
 class _Search:
     """The search for all directories that are merged under one name."""
 
-    __slots__ = ("ofs", "parent", "name", "look", "stop", "redirect", "impure", "origin")
+    __slots__ = ("ofs", "parent", "name", "look", "stop", "redirect", "impure", "xwhiteouts", "origin")
 
     def __init__(self, ofs: Overlay, parent: Dir, name: bytes) -> None:
         self.ofs = ofs
@@ -148,6 +148,7 @@ class _Search:
         self.stop = False
         self.redirect: bytes | None = None
         self.impure = False
+        self.xwhiteouts = False
         self.origin = False
 
     def directory(self, position: int, st: os.stat_result) -> tuple[Node, os.stat_result]:
@@ -183,6 +184,7 @@ class _Search:
         ino_layer = lowers[0].layer if lowers else top.layer
         ino = ofs.map_ino(ino_layer, first_ino if lowers else st.st_ino)
         node = Dir(self.parent, self.name, upper, tuple(lowers), ino)
+        node.xwhiteouts = self.xwhiteouts
         if upper is not None:
             node.redirect, node.impure = upper_redirect, upper_impure
         return node, st
@@ -255,8 +257,8 @@ class _Search:
             value = xattrs.get_at(*place, names.opaque)
             if value == b"y":
                 self.stop = True
-            elif value == b"x":
-                real.xwhiteouts = True
+            elif value == b"x" and not post and real.layer.index != 0:
+                self.xwhiteouts = real.layer.xwhiteouts = True
         if names.impure in present:
             self.impure = True
         if names.origin in present:
@@ -299,12 +301,13 @@ def lower_positive(ofs: Overlay, parent: Dir, name: bytes) -> bool:
     """Whether a lower layer of `parent` shows `name` (`ovl_lower_positive`)."""
     for real in parent.lowers:
         try:
-            st = os.stat(name, dir_fd=ofs.fds.fd(real), follow_symlinks=False)
+            fd = ofs.fds.fd(real)
+            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
         except OSError as exc:
             if exc.errno in _MISSING:
                 continue
             raise
-        return not (whiteout.is_whiteout(st) or whiteout.is_xattr_whiteout(ofs, real, name, st))
+        return not whiteout.hides(ofs.names, fd, name, st)
     return False
 
 

@@ -25,7 +25,7 @@ from voile.overlay.layers import RealDir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Set
 
     from voile.overlay.super import Overlay
 
@@ -36,6 +36,7 @@ DT_CHR = 2
 DT_DIR = 4
 DT_REG = 8
 
+_NONE: frozenset[int] = frozenset()
 _HEAD = struct.Struct("=QqHB")
 # An anonymous mapping costs memory only where entries touch it.
 _BUFFER = mmap(-1, 64 * 1024)
@@ -50,10 +51,8 @@ def dots(node: Dir) -> list[Entry]:
     return [(b".", node.ino, DT_DIR), (b"..", parent_ino, DT_DIR)]
 
 
-def batches(ofs: Overlay, node: Dir, *, asked: bool = True) -> Iterator[list[Entry]]:
+def batches(ofs: Overlay, node: Dir) -> Iterator[list[Entry]]:
     """All other entries, some thousand at a time.
-
-    `asked`: by a caller, whose reading sets the access time of the upper directory.
 
     Raises:
         OSError: as getdents64(2).
@@ -63,39 +62,62 @@ def batches(ofs: Overlay, node: Dir, *, asked: bool = True) -> Iterator[list[Ent
     reals = node.reals
     seen: set[bytes] | None = set() if len(reals) > 1 else None
     for real in reals:
-        for batch in _raw_batches(ofs, real, asked=asked):
-            yield _shown(ofs, node, real, seen, batch)
+        # Elsewhere whiteouts that are attributes are listed (ovl_dir_read_merged).
+        files_too = node.xwhiteouts and real.layer.xwhiteouts and seen is not None
+        for batch in _raw_batches(ofs, real, asked=True):
+            yield _shown(ofs, node, real, seen, batch, files_too)
 
 
 def is_empty(ofs: Overlay, node: Dir) -> bool:
-    """Whether nothing but "." and ".." would be listed."""
-    return not any(batches(ofs, node, asked=False))
+    """Whether there is nothing but whiteouts; not those that are attributes (`ovl_check_empty_dir`)."""
+    whiteouts: set[bytes] = set()
+    for real in () if node.dead else node.reals:
+        hidden = _hidden(ofs, real)
+        for batch in _raw_batches(ofs, real, asked=False):
+            for name, ino, kind in batch:
+                if name in whiteouts or (kind == DT_DIR and ino in hidden):
+                    continue
+                if kind != DT_CHR and kind != DT_UNKNOWN:
+                    return False
+                if not whiteout.is_whiteout(os.stat(name, dir_fd=ofs.fds.fd(real), follow_symlinks=False)):
+                    return False
+                whiteouts.add(name)
+    return True
+
+
+def _hidden(ofs: Overlay, real: RealDir) -> Set[int]:
+    """The inode numbers of directories that must not show in a directory of a lower layer."""
+    layer = real.layer
+    return {ino for dev, ino in ofs.hidden if dev == layer.dev} if ofs.hidden and layer.index else _NONE
 
 
 def _shown(
-    ofs: Overlay, node: Dir, real: RealDir, seen: set[bytes] | None, batch: list[Entry]
+    ofs: Overlay, node: Dir, real: RealDir, seen: set[bytes] | None, batch: list[Entry], files_too: bool
 ) -> list[Entry]:
-    """What one layer's directory shows of names not yet `seen`."""
+    """What one layer's directory shows of names not yet `seen`; `files_too` may be whiteouts."""
     result: list[Entry] = []
     layer = real.layer
     upper = layer.index == 0
     merged = len(node.reals) > 1
     plain = layer.fsid == 0 or ofs.samefs
-    hidden = {ino for dev, ino in ofs.hidden if dev == layer.dev} if ofs.hidden and not upper else None
+    hidden = _hidden(ofs, real)
     for name, ino, kind in batch:
         if seen is not None:
             if name in seen:
                 continue
             seen.add(name)
-        if kind == DT_CHR or kind == DT_UNKNOWN or (real.xwhiteouts and kind == DT_REG):
-            st = os.stat(name, dir_fd=ofs.fds.fd(real), follow_symlinks=False)
-            if whiteout.is_whiteout(st) or whiteout.is_xattr_whiteout(ofs, real, name, st):
+        if kind == DT_CHR or kind == DT_UNKNOWN or (files_too and kind == DT_REG):
+            fd = ofs.fds.fd(real)
+            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if whiteout.hides(ofs.names, fd, name, st) if files_too else whiteout.is_whiteout(st):
                 continue
             kind = st.st_mode >> 12
         if hidden and ino in hidden and kind == DT_DIR:
             continue
         if upper and (node.impure or (merged and kind == DT_DIR)):
             shown = _constant_ino(ofs, node, real, name, ino, kind)
+            if shown < 0:
+                continue
         else:
             shown = ino if plain else ofs.map_ino(layer, ino)
         result.append((name, shown, kind))
@@ -103,7 +125,7 @@ def _shown(
 
 
 def _constant_ino(ofs: Overlay, node: Dir, real: RealDir, name: bytes, ino: int, kind: int) -> int:
-    """The st_ino of an upper entry that may come from a lower layer."""
+    """The st_ino of an upper entry that may come from a lower layer; -1: it is a whiteout."""
     known = node.children.get(name)
     if known is not None:
         return known.ino
@@ -118,6 +140,8 @@ def _constant_ino(ofs: Overlay, node: Dir, real: RealDir, name: bytes, ino: int,
         else:
             fd = ofs.fds.fd(real)
             st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            if kind == DT_REG and not st.st_size and whiteout.has_attribute(ofs.names, fd, name):
+                return -1
             return namei.upper_ino(ofs, fd, name, st, ofs.map_ino(real.layer, ino))
     except OSError:
         # An entry that cannot be looked up is still listed (ovl_cache_update).
@@ -131,7 +155,10 @@ def holds_nothing(ofs: Overlay, real: RealDir) -> bool:
 
 
 def _raw_batches(ofs: Overlay, real: RealDir, *, asked: bool) -> Iterator[list[Entry]]:
-    """What the directory of one layer itself holds, without "." and ".."; `asked` as for `batches`."""
+    """What the directory of one layer itself holds, without "." and "..".
+
+    `asked`: by a caller, whose reading sets the access time of the upper directory.
+    """
     fd = namei.open_dir(ofs, real, noatime=not asked)
     buffer = _BUFFER
     unpack, find = _HEAD.unpack_from, buffer.find

@@ -79,7 +79,7 @@ def _move(
     assert old_upper is not None and new_upper is not None
     old_fd, new_fd = ofs.fds.fd(old_upper), ofs.fds.fd(new_upper)
     same_dir = old_parent is new_parent
-    over_whiteout = new is None and _is_whiteout(new_fd, new_name)
+    over_whiteout = new is None and _is_whiteout(ofs, new_fd, new_name)
     flags, clean_whiteout = RENAME_EXCHANGE, False
     if not exchange:
         flags = 0
@@ -119,9 +119,10 @@ def _move(
     _rehook(old, old_parent, old_name, new_parent, new_name)
 
 
-def _is_whiteout(dir_fd: int, name: bytes) -> bool:
+def _is_whiteout(ofs: Overlay, dir_fd: int, name: bytes) -> bool:
     try:
-        return whiteout.is_whiteout(os.stat(name, dir_fd=dir_fd, follow_symlinks=False))
+        st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
+        return whiteout.hides(ofs.names, dir_fd, name, st)
     except FileNotFoundError:
         return False
 

@@ -190,10 +190,12 @@ class Overlay:
         for real in self.root.reals:
             path = xattrs.proc_fd(real.fd)
             present = xattrs.listing(path, follow=True)
-            if self.names.opaque in present and xattrs.get(path, self.names.opaque, follow=True) == b"x":
-                real.xwhiteouts = True
             if real is upper:
                 self.root.impure = self.names.impure in present
+            elif self.names.opaque in present and real is not lowers[-1]:
+                # As ovl_get_root: not in the lowest layer, below which is nothing to hide.
+                if xattrs.get(path, self.names.opaque, follow=True) == b"x":
+                    self.root.xwhiteouts = real.layer.xwhiteouts = True
         self.nodes = NodeTable(self.root, self.fds)
 
     @property

@@ -1,9 +1,11 @@
 """Whiteouts: entries that say "nothing here" to the layers below.
 
 The kernel's form is a character device 0:0 (`ovl_is_whiteout`); since 5.8 anybody
-may make one.  Lower layers may also hold the attribute form: a zero-size file with
-`overlay.whiteout` in a directory that is `opaque=x` (`ovl_path_is_whiteout`).  All
-whiteouts of a mount are hard links to one inode, until the link limit is reached
+may make one.  The other form is made by tools, for layers that lie on an overlay or where there
+are no devices: an empty file with the attribute `overlay.whiteout` (`ovl_path_is_whiteout`).
+Lookup knows it in every layer; listings only in merged directories marked `opaque=x`.
+
+All whiteouts of a mount are hard links to one inode, until the link limit is reached
 (fs/overlayfs/dir.c, `ovl_whiteout`).
 """
 
@@ -30,14 +32,19 @@ def is_whiteout(st: os.stat_result) -> bool:
     return st.st_rdev == DEVICE and stat.S_ISCHR(st.st_mode)
 
 
-def is_xattr_whiteout(ofs: Overlay, real: RealDir, name: bytes, st: os.stat_result) -> bool:
-    """The attribute form; only in directories marked `opaque=x`."""
-    return (
-        real.xwhiteouts
-        and st.st_size == 0
-        and stat.S_ISREG(st.st_mode)
-        and xattrs.get(xattrs.proc_path(ofs.fds.fd(real), name), ofs.names.whiteout) is not None
-    )
+def hides(names: xattrs.Names, dir_fd: int, name: bytes, st: os.stat_result) -> bool:
+    """Whether `name`, whose status is `st`, is a whiteout of either form (`ovl_path_is_whiteout`)."""
+    if stat.S_ISREG(st.st_mode):
+        return st.st_size == 0 and has_attribute(names, dir_fd, name)
+    return is_whiteout(st)
+
+
+def has_attribute(names: xattrs.Names, dir_fd: int, name: bytes) -> bool:
+    """Whether an empty regular file is a whiteout; an error is none (`ovl_path_check_xwhiteout_xattr`)."""
+    try:
+        return xattrs.get_at(dir_fd, name, names.whiteout) is not None
+    except OSError:
+        return False
 
 
 class Maker:
