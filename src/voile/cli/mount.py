@@ -15,8 +15,8 @@ HELP = """usage: voile mount [-f] [-d] -o OPTIONS MOUNTPOINT
 Mount an overlay. Returns when the mount answers, leaving a daemon behind.
 
   -o OPTIONS     lowerdir=A:B:C[,upperdir=U,workdir=W], volatile, fsync=auto|strict|volatile, userxattr,
-                 redirect_dir=on|follow|nofollow|off, xino=on|off|auto, allow_other, timeout=SECONDS, ro,
-                 noatime, nosuid, nodev, noexec, ...; may be given several times
+                 redirect_dir=on|follow|nofollow|off, xino=on|off|auto, aufs_whiteouts=on|off, allow_other,
+                 timeout=SECONDS, ro, noatime, nosuid, nodev, noexec, ...; may be given several times
   -f             stay in the foreground
   -d             stay in the foreground, and write every request and reply to stderr
   -t TYPE        the type to show after "fuse." (default: voile)
@@ -44,7 +44,9 @@ def main(words: list[bytes], from_helper: bool = False) -> int:
     if not target or len(source) > (1 if from_helper else 0):
         what = "a source and a mount point" if from_helper else "one mount point"
         raise UsageError(f"{what} needed, {len(arguments.operands)} operands given")
-    params = build(arguments.all(b"-o"), source[0] if source else None)
+    # Container engines unpack images as for fuse-overlayfs, which always looks for these.
+    engine = from_helper and not source
+    params = build(arguments.all(b"-o"), source[0] if source else None, aufs_whiteouts=engine)
     fstype = arguments.last(b"-t")
     if fstype is not None:
         params.subtype = fstype.removeprefix(b"fuse.").removeprefix(b"fuseblk.")
@@ -52,9 +54,12 @@ def main(words: list[bytes], from_helper: bool = False) -> int:
     return mount(params, target, foreground=debug or b"-f" in arguments, debug=debug)
 
 
-def build(options: list[bytes], source: bytes | None, *, sloppy: bool = False) -> Params:
-    """Parse and check all `-o` values. Raises UsageError."""
+def build(
+    options: list[bytes], source: bytes | None, *, sloppy: bool = False, aufs_whiteouts: bool = False
+) -> Params:
+    """Parse and check all `-o` values; `aufs_whiteouts` is that option's default. Raises UsageError."""
     params = Params()
+    params.aufs_whiteouts = aufs_whiteouts
     if source:
         params.source = source  # fsname= has the last word
     for item in options:

@@ -181,6 +181,8 @@ def _make(
     is_dir: bool = False,
 ) -> T:
     """Runs `make(directory fd, name)` so that `name` appears in `parent`, complete."""
+    if ofs.aufs:
+        whiteout.refuse_aufs(name)
     copy_up(ofs, parent)
     upper = _upper(parent)
     fd = ofs.fds.fd(upper)

@@ -61,7 +61,7 @@ class Layer:
 class RealDir:
     """A directory of a layer: a parent, a name, and now and then a descriptor."""
 
-    __slots__ = ("layer", "parent", "name", "fd", "pinned")
+    __slots__ = ("layer", "parent", "name", "fd", "pinned", "aufs")
 
     def __init__(self, layer: Layer, parent: RealDir | None, name: bytes) -> None:
         self.layer = layer
@@ -69,6 +69,8 @@ class RealDir:
         self.name = name
         self.fd = -1
         self.pinned = False
+        # What the AUFS whiteouts in it hide, once somebody has asked (see whiteout.aufs_names).
+        self.aufs: frozenset[bytes] | None = None
 
 
 class FdCache:

@@ -51,6 +51,8 @@ def lookup(ofs: Overlay, parent: Dir, name: bytes) -> tuple[Node, os.stat_result
     node = parent.children.get(name)
     if node is not None:
         return node, ofs.stat(node)
+    if ofs.aufs and name[:4] == whiteout.AUFS_PREFIX:
+        return None
     if len(name) > ofs.namelen:
         raise OSError(ENAMETOOLONG, "name too long")
     found = resolve(ofs, parent, name)
@@ -74,6 +76,8 @@ def resolve(ofs: Overlay, parent: Dir, name: bytes) -> tuple[Node, os.stat_resul
             )
         except OSError as exc:
             if exc.errno in _MISSING:
+                if ofs.aufs and name in whiteout.aufs_names(real, fds.fd(real)):
+                    return None
                 continue
             raise
         fmt = st.st_mode & S_IFMT
@@ -203,6 +207,7 @@ class _Search:
 
     def _layer(self, base: RealDir, below: Sequence[RealDir]) -> tuple[RealDir, int] | None:
         """One layer's directory for `look`, and its inode number; None: nothing, or a stop."""
+        ofs = self.ofs
         real = base
         ino = 0
         path = self.look
@@ -211,22 +216,23 @@ class _Search:
             if component in (b".", b".."):
                 # As lookup_one() in the kernel: nothing in a redirect leads out of a layer.
                 raise OSError(EACCES, "invalid redirect")
-            parent_fd = self.ofs.fds.fd(real)
+            parent_fd = ofs.fds.fd(real)
             try:
                 st = os.stat(component, dir_fd=parent_fd, follow_symlinks=False)
             except OSError as exc:
                 if exc.errno in _MISSING:
+                    self.stop = ofs.aufs and component in whiteout.aufs_names(real, parent_fd)
                     return None
                 raise
             if not stat.S_ISDIR(st.st_mode):
                 # A whiteout or a file: it hides what is below, and is hidden by what is above.
                 self.stop = True
                 return None
-            if self.ofs.hidden and (st.st_dev, st.st_ino) in self.ofs.hidden:
+            if ofs.hidden and (st.st_dev, st.st_ino) in ofs.hidden:
                 self.stop = True
                 return None
-            if number and self.ofs.fds.full:
-                self.ofs.fds.drop((real,))  # it was opened for this step only
+            if number and ofs.fds.full:
+                ofs.fds.drop((real,))  # it was opened for this step only
             real = RealDir(real.layer, real, component)
             ino = st.st_ino
             prefix, post = components[:number], components[number + 1 :]
@@ -249,6 +255,11 @@ class _Search:
             return
         assert real.parent is not None
         place = ofs.fds.fd(real.parent), real.name
+        if ofs.aufs and (
+            real.name in whiteout.aufs_names(real.parent, place[0])
+            or whiteout.is_aufs_opaque(real, ofs.fds.fd(real))
+        ):
+            self.stop = True
         present = xattrs.listing_at(*place)
         if not present:
             return
@@ -300,11 +311,13 @@ def _check_redirect(value: bytes) -> None:
 def lower_positive(ofs: Overlay, parent: Dir, name: bytes) -> bool:
     """Whether a lower layer of `parent` shows `name` (`ovl_lower_positive`)."""
     for real in parent.lowers:
+        fd = ofs.fds.fd(real)
         try:
-            fd = ofs.fds.fd(real)
             st = os.stat(name, dir_fd=fd, follow_symlinks=False)
         except OSError as exc:
             if exc.errno in _MISSING:
+                if ofs.aufs and name in whiteout.aufs_names(real, fd):
+                    return False
                 continue
             raise
         return not whiteout.hides(ofs.names, fd, name, st)

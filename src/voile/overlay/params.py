@@ -48,6 +48,7 @@ class Params:
     userxattr           user.overlay.* in place of trusted.overlay.*
     redirect_dir        "on", "follow" or "nofollow", after `check` ("off" is resolved there)
     xino                "on", "off" or "auto"
+    aufs_whiteouts      ".wh." names in the layers are whiteouts
     allow_other, default_permissions, readonly
     timeout             seconds that the kernel may cache names and attributes; None: for ever
     ms_flags            generic flags for mount(2), without MS_RDONLY
@@ -57,7 +58,7 @@ class Params:
     """
 
     __slots__ = (
-        "allow_other", "cpu_follow", "default_permissions", "fsync", "fuseblk", "hidden",
+        "allow_other", "aufs_whiteouts", "cpu_follow", "default_permissions", "fsync", "fuseblk", "hidden",
         "lowerdir", "ms_flags", "passthrough", "readonly", "redirect_dir", "source", "subtype",
         "timeout", "upperdir", "userxattr", "workdir", "xino",
     )  # fmt: skip
@@ -70,6 +71,7 @@ class Params:
         self.userxattr = False
         self.redirect_dir = ""
         self.xino = "auto"
+        self.aufs_whiteouts = False
         self.allow_other = False
         self.default_permissions = True
         self.readonly = False
@@ -345,6 +347,7 @@ _TABLE: dict[bytes, Handler] = {
     b"userxattr": _flag("userxattr", True),
     b"redirect_dir": _choice("redirect_dir", "on", "follow", "nofollow", "off"),
     b"xino": _choice("xino", "on", "off", "auto"),
+    b"aufs_whiteouts": _on_off("aufs_whiteouts"),
     b"index": _only(b"off"),
     b"metacopy": _only(b"off"),
     b"nfs_export": _only(b"off"),

@@ -65,7 +65,11 @@ def batches(ofs: Overlay, node: Dir) -> Iterator[list[Entry]]:
         # Elsewhere whiteouts that are attributes are listed (ovl_dir_read_merged).
         files_too = node.xwhiteouts and real.layer.xwhiteouts and seen is not None
         for batch in _raw_batches(ofs, real, asked=True):
+            if ofs.aufs:
+                batch = [entry for entry in batch if entry[0][:4] != whiteout.AUFS_PREFIX]
             yield _shown(ofs, node, real, seen, batch, files_too)
+        if ofs.aufs and seen is not None:
+            seen |= whiteout.aufs_names(real, ofs.fds.fd(real))
 
 
 def is_empty(ofs: Overlay, node: Dir) -> bool:
@@ -77,11 +81,15 @@ def is_empty(ofs: Overlay, node: Dir) -> bool:
             for name, ino, kind in batch:
                 if name in whiteouts or (kind == DT_DIR and ino in hidden):
                     continue
+                if ofs.aufs and name[:4] == whiteout.AUFS_PREFIX:
+                    continue
                 if kind != DT_CHR and kind != DT_UNKNOWN:
                     return False
                 if not whiteout.is_whiteout(os.stat(name, dir_fd=ofs.fds.fd(real), follow_symlinks=False)):
                     return False
                 whiteouts.add(name)
+        if ofs.aufs:
+            whiteouts |= whiteout.aufs_names(real, ofs.fds.fd(real))
     return True
 
 

@@ -44,6 +44,8 @@ def rename(
     exchange = bool(flags & RENAME_EXCHANGE)
     old = overlay_dir.child(ofs, old_parent, old_name)
     new = _target(ofs, new_parent, new_name, flags)
+    if ofs.aufs:
+        whiteout.refuse_aufs(new_name)
     if not _can_move(ofs, old) or (exchange and new is not None and not _can_move(ofs, new)):
         raise OSError(EXDEV, "directory of a lower layer")
     if not exchange and isinstance(new, Dir) and not readdir.is_empty(ofs, new):

@@ -18,10 +18,10 @@ from voile.linux import files, trees
 from voile.overlay import inuse, xattrs
 from voile.overlay.creds import Creds
 from voile.overlay.inode import Dir, Node, NodeTable
-from voile.overlay.layers import DIR_FLAGS, FdCache, Layer
+from voile.overlay.layers import DIR_FLAGS, FdCache, Layer, RealDir
 from voile.overlay.layout import Layout, MountError, Place, private_pair, private_tree
 from voile.overlay.params import Params
-from voile.overlay.whiteout import Maker
+from voile.overlay.whiteout import Maker, is_aufs_opaque
 from voile.volatile import marker, probe
 from voile.volatile.sync_status import SyncStatus
 
@@ -77,7 +77,7 @@ class Overlay:
         "params", "names", "filesystems", "upper_layer", "lowers", "fds", "nodes", "root",
         "work_fd", "workdir_fd", "upper_fd", "sync", "namelen", "samefs", "hidden", "creds",
         "whiteouts", "submit", "changed", "origins", "warnings", "writable", "volatile",
-        "follows_redirects", "_ino_shift", "_temp", "_tree_fd", "_locks", "_take_later", "_holder",
+        "follows_redirects", "aufs", "_ino_shift", "_temp", "_tree_fd", "_locks", "_take_later", "_holder",
         "_made_work", "_active",
     )  # fmt: skip
 
@@ -94,6 +94,7 @@ class Overlay:
         self.work_fd = self.workdir_fd = self.upper_fd = self._tree_fd = -1
         self.writable = params.upperdir is not None and not params.readonly
         self.volatile = params.volatile and self.writable
+        self.aufs = params.aufs_whiteouts
         self.follows_redirects = params.redirect_dir in ("on", "follow")
         self.sync = SyncStatus(False, probe.NoProbe())
         self.hidden: set[tuple[int, int]] = set()
@@ -182,7 +183,7 @@ class Overlay:
 
     def _make_root(self) -> None:
         upper = self.upper_layer.root if self.upper_fd >= 0 else None
-        lowers = tuple(layer.root for layer in self.lowers)
+        lowers = self._visible_roots(upper)
         # Unlike every other merged directory the root shows its upper's number (ovl_get_root).
         top = upper if upper is not None else lowers[0]
         ino = self.map_ino(top.layer, os.fstat(top.fd).st_ino)
@@ -197,6 +198,17 @@ class Overlay:
                 if xattrs.get(path, self.names.opaque, follow=True) == b"x":
                     self.root.xwhiteouts = real.layer.xwhiteouts = True
         self.nodes = NodeTable(self.root, self.fds)
+
+    def _visible_roots(self, upper: RealDir | None) -> tuple[RealDir, ...]:
+        """The roots of the lower layers, down to the first that AUFS marks opaque (the kernel: all)."""
+        visible: list[RealDir] = []
+        above = upper
+        for layer in self.lowers:
+            if self.aufs and above is not None and is_aufs_opaque(above, above.fd):
+                break
+            above = layer.root
+            visible.append(above)
+        return tuple(visible)
 
     @property
     def lowers_may_change(self) -> bool:
