@@ -4,6 +4,8 @@ import os
 import stat
 import zlib
 
+from support import syscalls
+
 
 class Layer:
     """One layer's directory. Every method returns the layer."""
@@ -12,6 +14,7 @@ class Layer:
         """`ordinary`: built by an ordinary user, without owners, devices and most xattrs."""
         self.root = os.fsencode(root)
         self.ordinary = ordinary
+        self.flags = {}
 
     def path(self, name):
         full = os.path.join(self.root, os.fsencode(name))
@@ -69,6 +72,11 @@ class Layer:
     def opaque(self, name):
         return self.dir(name, xattrs={"trusted.overlay.opaque": b"y"})
 
+    def chattr(self, name, flags):
+        """The flags of chattr(1), when all else is done."""
+        self.flags[self.path(name)] = flags
+        return self
+
     def kinds(self, prefix, owner=(0, 0)):
         """One object of each kind, named PREFIX + kind."""
         self.file(prefix + "file", b"the file", 0o640, owner).dir(prefix + "dir", 0o750, owner)
@@ -98,6 +106,9 @@ class Layer:
             for name in names + files:
                 self._set_time(os.path.join(directory, name))
         self._set_time(self.root)
+        for path, flags in self.flags.items():
+            if not self.ordinary:
+                syscalls.set_flags(path, flags)
 
     def _set_time(self, path):
         relative = os.path.relpath(path, self.root)

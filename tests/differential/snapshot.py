@@ -24,6 +24,16 @@ def _xattrs(path):
     return found
 
 
+def _flags(path, st):
+    """Those of chattr(1); with immutable and append-only, which must not be set in an upper layer."""
+    if not stat.S_ISREG(st.st_mode) and not stat.S_ISDIR(st.st_mode):
+        return None
+    try:
+        return syscalls.get_flags(path) & syscalls.FS_USER_FL
+    except OSError as e:
+        return errno.errorcode[e.errno]
+
+
 def _content(path, st):
     if stat.S_ISREG(st.st_mode):
         digest = hashlib.sha1()
@@ -90,6 +100,7 @@ def raw(root, origins=None, times=True):
                 continue
             entry = plain_stat(st)
             entry["content"] = _content(path, st)
+            entry["flags"] = _flags(path, st)
             entry["xattrs"] = {k: _overlay_value(k, v, origins) for k, v in _xattrs(path).items()}
             # Random, and written by the kernel only (uuid=auto): nothing that has to be alike.
             entry["xattrs"].pop("trusted.overlay.uuid", None)

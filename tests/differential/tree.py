@@ -285,6 +285,34 @@ class Tree:
         return when(os.lstat(path).st_ctime_ns)
 
     @step
+    def flags(self, path):
+        """As lsattr(1) shows them."""
+        return _letters(syscalls.get_flags(path))
+
+    @step
+    def chattr(self, path, flags):
+        syscalls.set_flags(path, flags)
+
+    @step
+    def fsxattr(self, path):
+        """Without the number of extents, which is the file system's business."""
+        xflags, extsize, _nextents, *rest = syscalls.get_fsxattr(path)
+        return (hex(xflags), extsize, *rest)
+
+    @step
+    def set_fsxattr(self, path, xflags, *rest):
+        syscalls.set_fsxattr(path, xflags, *rest or (0, 0, 0, 0))
+
+    @step
+    def ioctl(self, path, command, size=0):
+        """The errno, mostly; what it answers if not."""
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            return fcntl.ioctl(fd, command, bytes(size)) if size else fcntl.ioctl(fd, command)
+        finally:
+            os.close(fd)
+
+    @step
     def truncate(self, path, size):
         os.truncate(path, size)
 
@@ -407,6 +435,19 @@ class Tree:
             os.write(fd, data)
         finally:
             os.close(fd)
+
+
+def _letters(flags):
+    return "".join(letter for letter, bit in zip("iadAS", _FLAGS) if flags & bit)
+
+
+_FLAGS = (
+    syscalls.FS_IMMUTABLE_FL,
+    syscalls.FS_APPEND_FL,
+    syscalls.FS_NODUMP_FL,
+    syscalls.FS_NOATIME_FL,
+    syscalls.FS_SYNC_FL,
+)
 
 
 def _fd(fd):

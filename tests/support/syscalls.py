@@ -1,6 +1,7 @@
 """System calls that Python 3.11 lacks, for the tests' own use (voile has its own in voile.linux)."""
 
 import ctypes
+import fcntl
 import os
 import struct
 
@@ -15,6 +16,13 @@ AT_EMPTY_PATH = 0x1000
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_ZERO_RANGE, FALLOC_FL_INSERT_RANGE = 8, 16, 32
+
+FS_IMMUTABLE_FL, FS_APPEND_FL, FS_NODUMP_FL, FS_NOATIME_FL, FS_SYNC_FL = 0x10, 0x20, 0x40, 0x80, 0x8
+# What chattr(1) can set and every file system has; the others say how a file is stored.
+FS_USER_FL = FS_IMMUTABLE_FL | FS_APPEND_FL | FS_NODUMP_FL | FS_NOATIME_FL | FS_SYNC_FL
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS = 0x80086601, 0x40086602
+FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR = 0x801C581F, 0x401C5820
+FSXATTR = struct.Struct("=5I8x")
 
 _GETDENTS64 = {"x86_64": 217}.get(os.uname().machine, 61)
 
@@ -51,6 +59,40 @@ def linkat_fd(fd, new):
 
 def fallocate(fd, mode, offset, length):
     _check(_libc.fallocate(fd, mode, ctypes.c_long(offset), ctypes.c_long(length)))
+
+
+def _with_open(path, function):
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+    try:
+        return function(fd)
+    finally:
+        os.close(fd)
+
+
+def get_flags(path):
+    """FS_IOC_GETFLAGS, as lsattr(1)."""
+    answer = _with_open(path, lambda fd: fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)))
+    return struct.unpack("=I4x", answer)[0]
+
+
+def set_flags(path, flags):
+    """FS_IOC_SETFLAGS with exactly these; the storage flags stay, as chattr(1) leaves them."""
+
+    def change(fd):
+        (old,) = struct.unpack("=I4x", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)))
+        fcntl.ioctl(fd, FS_IOC_SETFLAGS, struct.pack("=I4x", old & ~FS_USER_FL | flags))
+
+    _with_open(path, change)
+
+
+def get_fsxattr(path):
+    """FS_IOC_FSGETXATTR: (xflags, extsize, nextents, projid, cowextsize)."""
+    return FSXATTR.unpack(_with_open(path, lambda fd: fcntl.ioctl(fd, FS_IOC_FSGETXATTR, bytes(28))))
+
+
+def set_fsxattr(path, *fields):
+    """FS_IOC_FSSETXATTR."""
+    _with_open(path, lambda fd: fcntl.ioctl(fd, FS_IOC_FSSETXATTR, FSXATTR.pack(*fields)))
 
 
 def set_dumpable():

@@ -23,7 +23,7 @@ import stat
 from errno import EINVAL, EIO, ENODATA, ENOSYS, ENOTTY, ENXIO, EOPNOTSUPP, EPERM, EROFS, EXDEV
 
 from voile.linux import files
-from voile.overlay import origin, xattrs
+from voile.overlay import origin, protect, xattrs
 from voile.overlay.inode import Dir, Node
 from voile.overlay.layers import DIR_FLAGS, RealDir
 
@@ -160,6 +160,7 @@ class CopyUp:
             os.fchown(self.dst, st.st_uid, st.st_gid)
             os.fchmod(self.dst, stat.S_IMODE(st.st_mode))
             self._copy_xattrs(self.src, self.dst)
+            protect.copy(ofs, self.src, self.dst)
             # A file without its data has changed: the truncation that follows finds nothing left to change.
             changed = not self.data and st.st_size > 0 and stat.S_ISREG(st.st_mode)
             mtime = files.UTIME_NOW if changed else st.st_mtime_ns

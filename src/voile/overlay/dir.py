@@ -19,7 +19,7 @@ import stat
 from errno import EEXIST, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EPERM
 
 from voile.linux import files
-from voile.overlay import namei, readdir, whiteout, xattrs
+from voile.overlay import namei, protect, readdir, whiteout, xattrs
 from voile.overlay.copy_up import Busy, copy_up, set_impure
 from voile.overlay.inode import Dir, Node
 from voile.overlay.layers import DIR_FLAGS, RealDir
@@ -108,6 +108,8 @@ def tmpfile(
     ofs: Overlay, parent: Dir, flags: int, mode: int, caller: Caller
 ) -> tuple[Node, os.stat_result, int]:
     """open(2) with O_TMPFILE: a file without a name, until `link` gives it one."""
+    if parent.flags:
+        protect.may_create(ofs, parent)
     copy_up(ofs, parent)
     upper = _upper(parent)
     ofs.creds.become(caller.uid, caller.gid, caller.umask)
@@ -117,7 +119,7 @@ def tmpfile(
         st = os.fstat(fd)
         ofs.origins.pop(st.st_ino, None)
         node = Node(parent, b"", upper, ofs.map_ino(upper.layer, st.st_ino), stat.S_IFREG)
-        node.parent = None
+        node.parent, node.flags = None, 0
         node.more().fd = os.open(xattrs.proc_fd(fd), os.O_PATH | os.O_CLOEXEC)
     except BaseException:
         os.close(fd)
@@ -127,6 +129,10 @@ def tmpfile(
 
 def link(ofs: Overlay, node: Node, parent: Dir, name: bytes) -> os.stat_result:
     """link(2): a further name for `node`; returns its status."""
+    if parent.flags:
+        protect.may_create(ofs, parent)
+    if node.flags:
+        protect.may_change(ofs, node)
     copy_up(ofs, node)
 
     def make(dir_fd: int, real: bytes) -> None:
@@ -168,6 +174,7 @@ def _new_node(
         node = Dir(parent, name, RealDir(upper.layer, upper, name), (), ino)
     else:
         node = Node(parent, name, upper, ino, stat.S_IFMT(st.st_mode))
+    node.flags = 0
     parent.children[name] = node
     return node, st
 
@@ -181,6 +188,8 @@ def _make(
     is_dir: bool = False,
 ) -> T:
     """Runs `make(directory fd, name)` so that `name` appears in `parent`, complete."""
+    if parent.flags:
+        protect.may_create(ofs, parent)
     if ofs.aufs:
         whiteout.refuse_aufs(name)
     copy_up(ofs, parent)
@@ -316,6 +325,8 @@ def gone(ofs: Overlay, node: Node, parent: Dir, name: bytes) -> None:
 def unlink(ofs: Overlay, parent: Dir, name: bytes) -> None:
     """unlink(2)."""
     node = child(ofs, parent, name)
+    if parent.flags or node.flags:
+        protect.may_delete(ofs, parent, node)
     if isinstance(node, Dir):
         raise OSError(EISDIR, "is a directory")
     _remove(ofs, node, parent, name)
@@ -324,6 +335,8 @@ def unlink(ofs: Overlay, parent: Dir, name: bytes) -> None:
 def rmdir(ofs: Overlay, parent: Dir, name: bytes) -> None:
     """rmdir(2)."""
     node = child(ofs, parent, name)
+    if parent.flags or node.flags:
+        protect.may_delete(ofs, parent, node)
     if not isinstance(node, Dir):
         raise OSError(ENOTDIR, "not a directory")
     if not readdir.is_empty(ofs, node):

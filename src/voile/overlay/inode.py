@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from voile.overlay.copy_up import CopyUp
 
 ROOT_ID = 1
+# `Node.flags` of an object that was found, not made.
+FLAGS_UNKNOWN = -1
 
 
 class Extra:
@@ -49,7 +51,7 @@ class Extra:
 class Node:
     """A non-directory of the union."""
 
-    __slots__ = ("id", "nlookup", "parent", "name", "real", "ino", "fmt", "extra", "opens")
+    __slots__ = ("id", "nlookup", "parent", "name", "real", "ino", "fmt", "flags", "extra", "opens")
 
     is_dir = False
 
@@ -64,6 +66,8 @@ class Node:
         self.ino = ino
         # The S_IFMT bits.
         self.fmt = fmt
+        # Immutable or append-only; see protect.
+        self.flags = FLAGS_UNKNOWN
         self.extra: Extra | None = None
         # Whatever the server keeps for the open files of this node.
         self.opens: object = None
@@ -109,6 +113,7 @@ class Dir(Node):
         self.name = name
         self.ino = ino
         self.fmt = 0o040000
+        self.flags = FLAGS_UNKNOWN
         self.extra = None
         self.opens = None
         self.upper = upper

@@ -17,7 +17,7 @@ from errno import EEXIST, EINVAL, ENOENT, ENOTEMPTY, EOPNOTSUPP, EXDEV
 from voile.linux import files
 from voile.linux.files import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
 from voile.overlay import dir as overlay_dir
-from voile.overlay import namei, readdir, whiteout, xattrs
+from voile.overlay import namei, protect, readdir, whiteout, xattrs
 from voile.overlay.copy_up import copy_up, set_impure
 from voile.overlay.inode import Dir, Node
 
@@ -44,6 +44,12 @@ def rename(
     exchange = bool(flags & RENAME_EXCHANGE)
     old = overlay_dir.child(ofs, old_parent, old_name)
     new = _target(ofs, new_parent, new_name, flags)
+    if old_parent.flags or old.flags:
+        protect.may_delete(ofs, old_parent, old)
+    if new is None:
+        protect.may_create(ofs, new_parent)
+    elif new_parent.flags or new.flags:
+        protect.may_delete(ofs, new_parent, new)
     if ofs.aufs:
         whiteout.refuse_aufs(new_name)
     if not _can_move(ofs, old) or (exchange and new is not None and not _can_move(ofs, new)):

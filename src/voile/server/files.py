@@ -30,7 +30,7 @@ from fcntl import F_GETFL, F_SETFL, fcntl
 
 from voile.fuse import abi, passthrough, replies
 from voile.linux import files
-from voile.overlay import attr, namei
+from voile.overlay import attr, namei, protect
 from voile.overlay import dir as overlay_dir
 from voile.overlay.copy_up import copy_up
 from voile.overlay.dir import Caller
@@ -135,6 +135,8 @@ class FileOperations(Served):
         if overlay.fds.full:
             overlay.fds.trim()
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            if node.flags:
+                protect.may_open(overlay, node, flags)
             copy_up(overlay, node, data=not flags & os.O_TRUNC)
         if flags & os.O_TRUNC:
             if open_flags & abi.OPEN_KILL_SUIDGID:
@@ -231,6 +233,8 @@ class FileOperations(Served):
             return True
         if fresh:
             return False
+        if file.node.flags > 0:
+            return True
         st = os.fstat(file.fd) if file.fd >= 0 else self.overlay.stat(file.node)
         return attr.has_set_id(st.st_mode)
 
@@ -285,6 +289,8 @@ class FileOperations(Served):
         self, req: Request, fh: int, offset: int, data: memoryview, write_flags: int, flags: int
     ) -> int:
         file, fd = self._real(fh)
+        if file.node.flags and not flags & os.O_APPEND:
+            protect.may_write_at(self.overlay, file.node)
         if write_flags & abi.WRITE_KILL_SUIDGID:
             attr.drop_privileges(self.overlay, file.node)
         done = os.pwrite(fd, data, offset)
@@ -310,6 +316,8 @@ class FileOperations(Served):
 
     def fallocate(self, req: Request, fh: int, offset: int, length: int, mode: int) -> Deferred | None:
         file, fd = self._real(fh)
+        if file.node.flags:
+            protect.may_allocate(self.overlay, file.node, mode)
         self._about_to_write(req, file)
         if length > _LONG:
             return self.later(req, lambda: files.fallocate(fd, mode, offset, length))
@@ -321,6 +329,8 @@ class FileOperations(Served):
         length: int, flags: int,
     ) -> int | Deferred:  # fmt: skip
         src, (file, dst) = self._real(fh_in)[1], self._real(fh_out)
+        if file.node.flags:
+            protect.may_copy_into(self.overlay, file.node)
         self._about_to_write(req, file)
         if length > _LONG:
             return self.later(

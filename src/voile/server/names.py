@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from voile.fuse import abi, replies
 from voile.linux import creds, files
-from voile.overlay import attr, namei, rename
+from voile.overlay import attr, namei, protect, rename
 from voile.overlay import dir as overlay_dir
 from voile.overlay.dir import Caller
 from voile.overlay.inode import Dir, Node
@@ -13,6 +13,7 @@ from voile.server.base import Served
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from voile.fuse.requests import Request, SetattrIn
+    from voile.overlay.super import Overlay
 
 
 class NameOperations(Served):
@@ -89,6 +90,8 @@ class NameOperations(Served):
     def setattr(self, req: Request, args: SetattrIn) -> bytes:
         overlay, valid = self.overlay, args.valid
         node = self.node(req.nodeid)
+        if node.flags:
+            _check_flags(overlay, node, args)
         if valid & (abi.FATTR_UID | abi.FATTR_GID):
             uid = args.uid if valid & abi.FATTR_UID else -1
             gid = args.gid if valid & abi.FATTR_GID else -1
@@ -117,6 +120,8 @@ class NameOperations(Served):
 
     def setxattr(self, req: Request, name: bytes, value: bytes, flags: int, setxattr_flags: int) -> None:
         node = self.node(req.nodeid)
+        if node.flags:
+            protect.may_change(self.overlay, node)
         attr.setxattr(self.overlay, node, name, value, flags)
         if setxattr_flags & abi.SETXATTR_ACL_KILL_SGID:
             self._drop_sgid(node)
@@ -128,11 +133,31 @@ class NameOperations(Served):
             attr.chmod(self.overlay, node, mode & ~0o2000)
 
     def removexattr(self, req: Request, name: bytes) -> None:
-        attr.removexattr(self.overlay, self.node(req.nodeid), name)
+        node = self.node(req.nodeid)
+        if node.flags:
+            protect.may_change(self.overlay, node)
+        attr.removexattr(self.overlay, node, name)
 
 
 # STATX_ATTR_COMPRESSED, IMMUTABLE, APPEND, NODUMP, ENCRYPTED, VERITY.
 _STATX_ATTRIBUTES = 0x4 | 0x10 | 0x20 | 0x40 | 0x800 | 0x100000
+
+
+_CHANGES = abi.FATTR_MODE | abi.FATTR_UID | abi.FATTR_GID
+_TIMES = abi.FATTR_ATIME | abi.FATTR_MTIME
+_NOW = abi.FATTR_ATIME_NOW | abi.FATTR_MTIME_NOW
+
+
+def _check_flags(overlay: Overlay, node: Node, args: SetattrIn) -> None:
+    """What the VFS forbids for an object that may be immutable or append-only (`may_setattr`)."""
+    valid = args.valid
+    if valid & abi.FATTR_SIZE:
+        # With the times that it sets.
+        protect.may_truncate(overlay, node, args.fh is not None)
+    elif valid & _CHANGES or (valid & _TIMES and valid & _NOW != _NOW):
+        protect.may_change(overlay, node)
+    elif valid & _TIMES:
+        protect.may_touch(overlay, node)
 
 
 def _times(args: SetattrIn) -> tuple[int, int]:

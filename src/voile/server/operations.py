@@ -11,6 +11,7 @@ from voile.overlay.super import Overlay
 from voile.server.control import Control
 from voile.server.dirs import DirOperations
 from voile.server.files import FileOperations
+from voile.server.ioctl import FILE_ATTRIBUTES, file_attributes
 from voile.server.names import NameOperations
 
 TYPE_CHECKING = False
@@ -48,6 +49,8 @@ class OverlayOperations(NameOperations, FileOperations, DirOperations):
     def ioctl(
         self, req: Request, fh: int, flags: int, cmd: int, arg: int, data: bytes, out_size: int
     ) -> bytes:
+        if cmd in FILE_ATTRIBUTES:
+            return file_attributes(self.overlay, self.node(req.nodeid), cmd, data, out_size)
         answer = self.control.handle(req.uid, cmd, data)
         return answer if isinstance(answer, bytes) else self.later(req, answer, replies.ioctl_out)
 
