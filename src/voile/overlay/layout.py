@@ -9,9 +9,10 @@ directory inside a lower layer.
 from __future__ import annotations
 
 import os
+import stat
 from errno import EBUSY, EINVAL, ELOOP, ENODATA, ENOTDIR, EOPNOTSUPP, EPERM, EROFS
 
-from voile.linux import mount
+from voile.linux import files, mount
 from voile.overlay.layers import DIR_FLAGS
 from voile.overlay.params import Params
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_LOWER = 500
+_OVERLAYFS_MAGIC = 0x794C7630
+_FUSE_MAGIC = 0x65735546
 
 
 class MountError(OSError):
@@ -106,6 +109,7 @@ class Layout:
             if not os.access(b"/proc/self/fd/%d" % place.fd, os.W_OK | os.X_OK, effective_ids=True):
                 raise MountError(EPERM, f"{place.role} is not writable", place.path)
         check_xattrs(upper, params.userxattr)
+        check_whiteouts(upper, work)
 
     def _check_overlap(self, params: Params) -> None:
         upper_side = [place for place in (self.upper, self.work) if place is not None]
@@ -149,6 +153,25 @@ def check_xattrs(upper: Place, userxattr: bool) -> None:
         else:
             message = f"upperdir: {os.strerror(exc.errno or EINVAL)}"
         raise MountError(exc.errno, message, upper.path) from None
+
+
+def check_whiteouts(upper: Place, work: Place) -> None:
+    """Refuses an upper file system that makes no whiteouts: another overlay, and most others of FUSE.
+
+    The kernel refuses all of these (`ovl_mount_dir_check`); what can hold an upper, voile takes.
+    """
+    if files.statfs_type(upper.fd) not in (_OVERLAYFS_MAGIC, _FUSE_MAGIC):
+        return
+    name = b"#whiteout"
+    try:
+        try:
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=work.fd)
+        except FileExistsError:
+            pass  # left by a mount that was killed
+        os.unlink(name, dir_fd=work.fd)
+    except OSError:
+        message = "upperdir is on a file system without whiteouts (another overlay?)"
+        raise MountError(EINVAL, message, upper.path) from None
 
 
 def private_tree(place: Place) -> int:
