@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := test
-.PHONY: test lint types contracts unit fuzz bench system clean
+.PHONY: test lint types contracts unit fuzz soak bench system clean
 
 test: system lint types contracts unit
 
@@ -37,6 +37,11 @@ MINUTES ?= 10
 fuzz: $(BIN)/.stamp
 	@sh tools/system-packages.sh
 	cd tests && PYTHONPATH=.:../src ../$(BIN)/python -m differential.fuzz --minutes $(MINUTES) $(FUZZ_ARGS)
+
+# Races on one mount, checked by what is true whatever the interleaving. `make test` has a short round of each.
+soak: $(BIN)/.stamp
+	@sh tools/system-packages.sh
+	cd tests && PYTHONPATH=.:../src ../$(BIN)/python -m concurrency.soak --minutes $(MINUTES) $(SOAK_ARGS)
 
 bench: $(BIN)/.stamp
 	@sh tools/system-packages.sh

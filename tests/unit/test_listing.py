@@ -10,8 +10,8 @@ class Node:
     ino = 1
 
 
-def listing_of(names, split_after):
-    listing = Listing(Node())
+def listing_of(names, split_after, number=0):
+    listing = Listing(Node(), number)
     for number, name in enumerate(names):
         if number == split_after:
             listing.split()
@@ -35,7 +35,18 @@ def test_a_long_listing_is_the_short_one_in_parts():
 def test_equal_offsets_are_told_apart(monkeypatch):
     monkeypatch.setattr("voile.server.dirs.hash", lambda name: 7, raising=False)
     items = list(listing_of([b"a", b"b", b"c"], -1).after(0))
-    assert [at for at, *_ in items] == [1, 2, 10, 11, 12]
+    assert [at >> 14 for at, *_ in items] == [1, 2, 3, 4, 5]
+
+
+def test_an_offset_means_the_same_in_all_listings():
+    names = [b"%d" % number for number in range(300)]
+    first, later = listing_of(names, -1, 5), listing_of(names[::2], 100, 1 << 14 | 6)
+    items = list(first.after(0))
+    assert not {at for at, *_ in items} & {at for at, *_ in later.after(0)}
+    there = {name for _, name, *_ in later.after(0)}
+    for index, (at, *_) in enumerate(items):
+        rest = [name for _, name, *_ in later.after(at)]
+        assert rest == [name for _, name, *_ in items[index + 1 :] if name in there]
 
 
 def test_a_step_added_by_a_step_waits_for_the_next_turn():

@@ -6,7 +6,14 @@ The kernel keeps listings, and gives what one open directory has read to another
 offset of an entry must mean the same for all of them, whatever was created or removed in
 between: it is a hash of the name, as in ext4.  With such offsets a listing belongs to
 nobody in particular, and opening a directory needs no request at all: OPENDIR is answered
-with ENOSYS, once.  A long listing is taken in steps; other requests run between them, and
+with ENOSYS, once.
+
+The low bits of an offset say from which listing it is, since the kernel checks only at the
+start of a directory that what it keeps is not old (fuse_readdir_cached): who has opened a
+directory after a change would go on in what somebody else began to read before it.  With an
+offset that the kernel does not find there it asks us.
+
+A long listing is taken in steps; other requests run between them, and
 its own is run again after the last (`Waiting`).  Only where an fsync of a directory is a
 real one is it opened, since a lost write is reported once to every open file.
 """
@@ -33,8 +40,12 @@ if TYPE_CHECKING:
     # offset of the next entry, name, d_ino, d_type
     Item = tuple[int, bytes, int, int]
 
-# Offsets are positive 63-bit numbers.
-_OFFSET_MASK = (1 << 62) - 1
+# Offsets are positive 63-bit numbers: a hash, and 14 bits of the number of the listing.
+_NUMBER_MASK = (1 << 14) - 1
+_HASH_MASK = (1 << 62) - 1 & ~_NUMBER_MASK
+_STEP_BY = _NUMBER_MASK + 1
+# Behind those of "." and "..".
+_FIRST = 3 * _STEP_BY
 # A long listing is kept in 256 parts.
 _PART_SHIFT = 54
 # For so many seconds a listing may keep others waiting.
@@ -51,20 +62,22 @@ class Listing:
     sorted at once while others wait.
     """
 
-    __slots__ = ("_parts", "_shift", "_ordered")
+    __slots__ = ("number", "_parts", "_shift", "_ordered")
 
-    def __init__(self, node: Dir) -> None:
-        # "." and ".." come first.
-        self._parts: list[list[Item]] = [[(at, *entry) for at, entry in enumerate(readdir.dots(node), 1)]]
+    def __init__(self, node: Dir, number: int) -> None:
+        # A later listing has a higher one.
+        self.number = number
+        dots = enumerate(readdir.dots(node), 1)
+        self._parts: list[list[Item]] = [[(at * _STEP_BY | number & _NUMBER_MASK, *dot) for at, dot in dots]]
         self._shift = 63
         self._ordered: set[int] = set()
 
     def add(self, batch: list[readdir.Entry]) -> None:
         """Takes more entries, before any is read."""
-        parts, shift = self._parts, self._shift
+        parts, shift, number = self._parts, self._shift, self.number & _NUMBER_MASK
         for entry in batch:
             # hash() is keyed, and the same for the life of the daemon.
-            at = 3 + (hash(entry[0]) & _OFFSET_MASK)
+            at = (hash(entry[0]) & _HASH_MASK) + _FIRST | number
             parts[at >> shift].append((at, *entry))
 
     def split(self) -> None:
@@ -72,18 +85,19 @@ class Listing:
         if len(self._parts) == 1:
             (all_,) = self._parts
             self._shift = _PART_SHIFT
-            self._parts = [[] for _ in range((_OFFSET_MASK + 3 >> _PART_SHIFT) + 1)]
+            self._parts = [[] for _ in range((_HASH_MASK + _FIRST >> _PART_SHIFT) + 1)]
             for item in all_:
                 self._parts[item[0] >> _PART_SHIFT].append(item)
 
     def after(self, offset: int) -> Iterator[Item]:
-        """The entries behind an offset."""
+        """The entries behind an offset, of whichever listing that is."""
+        behind = ((offset | _NUMBER_MASK) + 1,)
         for number in range(offset >> self._shift, len(self._parts)):
             part = self._parts[number]
             if number not in self._ordered:
                 self._ordered.add(number)
                 _put_in_order(part)
-            for index in range(bisect_left(part, (offset + 1,)), len(part)):
+            for index in range(bisect_left(part, behind), len(part)):
                 yield part[index]
 
     def shrink(self) -> bool:
@@ -96,7 +110,7 @@ def _put_in_order(items: list[Item]) -> None:
     items.sort()
     for index in range(1, len(items)):
         if items[index][0] <= items[index - 1][0]:
-            items[index] = (items[index - 1][0] + 1, *items[index][1:])
+            items[index] = (items[index - 1][0] + _STEP_BY, *items[index][1:])
 
 
 class Gathering:
@@ -104,8 +118,8 @@ class Gathering:
 
     __slots__ = ("listing", "waiters", "_batches")
 
-    def __init__(self, overlay: Overlay, node: Dir) -> None:
-        self.listing = Listing(node)
+    def __init__(self, overlay: Overlay, node: Dir, number: int) -> None:
+        self.listing = Listing(node, number)
         self.waiters: list[Callable[[int], None]] = []
         self._batches = readdir.batches(overlay, node)
 
@@ -125,6 +139,8 @@ class DirOperations(Served):
 
     # The listing that a request was waiting for, while that is run again.
     _gathered: Listing | None = None
+    # How many listings were begun.
+    _begun = 0
 
     @property
     def _opens_directories(self) -> bool:
@@ -147,7 +163,10 @@ class DirOperations(Served):
         listing = self._gathered or (self.listings.get(node.id) if offset else None)
         if listing is None:
             listing = self._gather(node)
-        if self.listings.get(node.id) is not listing:
+        kept = self.listings.get(node.id)
+        if kept is not None and kept.number > listing.number:
+            listing = kept  # begun later, done earlier: whoever waits for that one must not get less
+        elif kept is not listing:
             while len(self.listings) >= _LISTINGS:
                 del self.listings[next(iter(self.listings))]
             self.listings[node.id] = listing
@@ -155,7 +174,8 @@ class DirOperations(Served):
         for item in listing.after(offset):
             at_end = False
             yield item
-        if at_end and self.listings.pop(node.id, None) is not None:
+        if at_end and self.listings.get(node.id) is listing:
+            del self.listings[node.id]
             self._free(listing)
 
     def _free(self, listing: Listing) -> None:
@@ -164,7 +184,8 @@ class DirOperations(Served):
             self.pool.soon(lambda: self._free(listing))
 
     def _gather(self, node: Dir) -> Listing:
-        job = Gathering(self.overlay, node)
+        self._begun += 1
+        job = Gathering(self.overlay, node, self._begun)
         if job.step():
             return job.listing
         self.pool.soon(lambda: self._go_on(job))
@@ -198,7 +219,7 @@ class DirOperations(Served):
         buffer = replies.DirentBuffer(size, True)
         for position, name, ino, kind in self._after(node, offset):
             found = None
-            if position > 2:
+            if position >= _FIRST:
                 try:
                     found = namei.lookup(overlay, node, name)
                 except OSError:
