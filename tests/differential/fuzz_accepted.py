@@ -5,7 +5,6 @@ Kept out by never being drawn (fuzz_draw), because there is nothing to compare:
 * FALLOC_FL_COLLAPSE_RANGE and INSERT_RANGE: the kernel's FUSE refuses them without asking the daemon.
 * layers without ACLs: the kernel says EOPNOTSUPP to setting one, voile copies up and sets it.
 * read-only mounts with an upper: the kernel stores origins at lookup, voile leaves such an upper alone.
-* set-group-id without the group's execute bit on files: FUSE's rule for writes by others is the coarser one.
 Kept out while a program is played: see Player._worth.
 """
 

@@ -23,7 +23,7 @@ somewhere = st.one_of(path, directory)
 maybe_root = st.one_of(somewhere, st.just(b"."))
 
 data = st.sampled_from([b"x", b"hello world\n", b"0123456789abcdef" * 256, b"page" * 2048, b""])
-file_mode = st.sampled_from([0o644, 0o600, 0o666, 0o755, 0o444, 0o000, 0o4755, 0o2775, 0o6777])
+file_mode = st.sampled_from([0o644, 0o600, 0o666, 0o755, 0o444, 0o000, 0o4755, 0o2775, 0o2644, 0o6777])
 dir_mode = st.sampled_from([0o755, 0o777, 0o777, 0o777, 0o1777, 0o2775, 0o700, 0o500])
 owner = st.sampled_from([(0, 0), (1000, 1000), (2000, 1000), (2000, 3000)])
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")

@@ -25,6 +25,7 @@ class Side:
     def __init__(self, scenario, overlay, options):
         self.scenario, self.overlay, self.layers = scenario, overlay, overlay.layers
         self.options = options
+        self.daemon = scenario.daemon if overlay.name == "voile" else ""
         builder = Builder(self.layers, ordinary=options != scenario.options)
         self.steps = scenario.function(builder)
         next(self.steps)
@@ -38,7 +39,7 @@ class Side:
 
     def play(self):
         """Mount, do the steps, unmount; a scenario that raises has a mistake of its own."""
-        point = self.overlay.mount(self.options)
+        point = self.overlay.mount(self.options, self.daemon)
         self.log, self.tree = in_child(lambda: self._steps(point), timeout=60)
         self.overlay.check()
         self.overlay.umount()

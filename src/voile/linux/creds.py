@@ -125,6 +125,18 @@ def pid_has_cap(pid: int, capability: int) -> bool:
     return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
 
 
+def pid_in_group(pid: int, gid: int) -> bool:
+    """Whether the thread `pid` has `gid` among its supplementary groups; "cannot tell" is False."""
+    try:
+        with open(b"/proc/%d/status" % pid, "rb") as status:
+            for line in status:
+                if line.startswith(b"Groups:"):
+                    return b"%d" % gid in line.split()
+    except OSError:
+        pass
+    return False
+
+
 def setgroups_of_thread(groups: list[int]) -> None:
     """setgroups(2) for this thread alone (os.setgroups changes all threads of the process)."""
     check(_syscall_setgroups(libc.NR_SETGROUPS, len(groups), libc.array(c_uint, groups)))

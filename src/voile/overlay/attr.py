@@ -13,7 +13,11 @@ from voile.overlay.inode import Dir, Node
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from voile.overlay.super import Overlay
+
+    KeepsSgid = Callable[[int], bool]
 
 UTIME_NOW = files.UTIME_NOW
 UTIME_OMIT = files.UTIME_OMIT
@@ -57,11 +61,18 @@ def chmod(ofs: Overlay, node: Node, mode: int) -> None:
     os.chmod(proc_path(ofs, node)[0], mode & 0o7777)
 
 
-def chown(ofs: Overlay, node: Node, uid: int, gid: int) -> None:
-    """lchown(2); -1 leaves an id as it is.  The file system below drops the s-bits."""
+def chown(ofs: Overlay, node: Node, uid: int, gid: int, keeps_sgid: KeepsSgid | None = None) -> None:
+    """lchown(2); -1 leaves an id as it is.  The file system below drops the s-bits.
+
+    But for one that it keeps for its caller, the mounter: see `drop_privileges` for `keeps_sgid`.
+    """
     copy_up(ofs, node)
+    before = None if keeps_sgid is None else ofs.stat(node)
     dir_fd, name, at_flags = place(ofs, node)
     os.chown(name, uid, gid, dir_fd=dir_fd, follow_symlinks=not at_flags)
+    if keeps_sgid is not None and before is not None:
+        if before.st_mode & _SGID_EXEC == stat.S_ISGID and not keeps_sgid(before.st_gid):
+            chmod(ofs, node, ofs.stat(node).st_mode & ~stat.S_ISGID)
 
 
 def utimes(ofs: Overlay, node: Node, atime_ns: int, mtime_ns: int) -> None:
@@ -90,17 +101,21 @@ def truncate(ofs: Overlay, node: Node, size: int, *, is_open: bool = False) -> N
         os.close(fd)
 
 
-def drop_privileges(ofs: Overlay, node: Node) -> None:
+def drop_privileges(ofs: Overlay, node: Node, keeps_sgid: KeepsSgid) -> None:
     """Takes the set-id bits and the file capabilities away, as a write by an ordinary user does.
 
     `setattr_should_drop_suidgid` and `cap_inode_killpriv`; the daemon's own capabilities
     keep the file system below from doing it.
+
+    Args:
+        keeps_sgid: whether the caller may keep S_ISGID of a file of this group that the group may not
+            execute (`in_group_or_capable`).
     """
     st = ofs.stat(node)
     if not stat.S_ISREG(st.st_mode):
         return
     mode = st.st_mode & ~stat.S_ISUID
-    if mode & _SGID_EXEC == _SGID_EXEC:
+    if mode & stat.S_ISGID and (mode & stat.S_IXGRP or not keeps_sgid(st.st_gid)):
         mode &= ~stat.S_ISGID
     if mode != st.st_mode:
         chmod(ofs, node, mode)

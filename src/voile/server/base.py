@@ -9,6 +9,7 @@ from errno import EIO, ESTALE
 from voile.fuse import replies
 from voile.fuse.operations import Operations
 from voile.fuse.requests import DEFERRED
+from voile.linux import creds
 from voile.overlay.attr import shown_nlink
 from voile.overlay.copy_up import Busy
 from voile.overlay.inode import Dir, Node
@@ -152,6 +153,18 @@ class Served(Operations):
             attr = replies.attr_from_stat(st, node.ino, nlink)
             return replies.attr_out(self.valid, self.valid_nsec, attr)
         return replies.attr_out_from_stat(self.valid, st, node.ino, nlink)
+
+    @staticmethod
+    def keeps_sgid(req: Request) -> Callable[[int], bool]:
+        """Whether the caller may keep S_ISGID of a file of some group (`in_group_or_capable`)."""
+        uid, gid, pid = req.uid, req.gid, req.pid
+
+        def keeps(group: int) -> bool:
+            if gid == group or creds.pid_in_group(pid, group):
+                return True
+            return uid == 0 and creds.pid_has_cap(pid, creds.CAP_FSETID)
+
+        return keeps
 
     def attributes_changed(self, node: Node) -> None:
         """Has the kernel ask for the attributes again."""

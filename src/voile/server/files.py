@@ -140,7 +140,7 @@ class FileOperations(Served):
             copy_up(overlay, node, data=not flags & os.O_TRUNC)
         if flags & os.O_TRUNC:
             if open_flags & abi.OPEN_KILL_SUIDGID:
-                attr.drop_privileges(overlay, node)
+                attr.drop_privileges(overlay, node, self.keeps_sgid(req))
         file = File(node, req.nodeid, flags)
         if flags & os.O_TRUNC or not overlay.volatile:
             file.fd = overlay.open_real(node, flags, flags & os.O_TRUNC)
@@ -292,7 +292,7 @@ class FileOperations(Served):
         if file.node.flags and not flags & os.O_APPEND:
             protect.may_write_at(self.overlay, file.node)
         if write_flags & abi.WRITE_KILL_SUIDGID:
-            attr.drop_privileges(self.overlay, file.node)
+            attr.drop_privileges(self.overlay, file.node, self.keeps_sgid(req))
         done = os.pwrite(fd, data, offset)
         if flags & _SYNC and self.overlay.volatile:
             sync = self.overlay.sync
@@ -312,7 +312,7 @@ class FileOperations(Served):
     def _about_to_write(self, req: Request, file: File) -> None:
         """What the kernel asks for with a flag where it sends a WRITE."""
         if req.uid != 0 and self.overlay.stat(file.node).st_mode & (stat.S_ISUID | stat.S_ISGID):
-            attr.drop_privileges(self.overlay, file.node)
+            attr.drop_privileges(self.overlay, file.node, self.keeps_sgid(req))
 
     def fallocate(self, req: Request, fh: int, offset: int, length: int, mode: int) -> Deferred | None:
         file, fd = self._real(fh)

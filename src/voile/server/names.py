@@ -95,10 +95,11 @@ class NameOperations(Served):
         if valid & (abi.FATTR_UID | abi.FATTR_GID):
             uid = args.uid if valid & abi.FATTR_UID else -1
             gid = args.gid if valid & abi.FATTR_GID else -1
-            attr.chown(overlay, node, uid, gid)
+            kills = valid & abi.FATTR_KILL_SUIDGID and req.uid != 0
+            attr.chown(overlay, node, uid, gid, self.keeps_sgid(req) if kills else None)
         if valid & abi.FATTR_SIZE:
             if valid & abi.FATTR_KILL_SUIDGID:
-                attr.drop_privileges(overlay, node)
+                attr.drop_privileges(overlay, node, self.keeps_sgid(req))
             attr.truncate(overlay, node, args.size, is_open=args.fh is not None)
         if valid & abi.FATTR_MODE:
             attr.chmod(overlay, node, args.mode)

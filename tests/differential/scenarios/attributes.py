@@ -1,5 +1,6 @@
 """chmod, chown, times, set-id bits, statfs."""
 
+import mmap
 import os
 
 from differential.builder import KINDS
@@ -83,6 +84,26 @@ for _where in LAYERS:
             t.chmod("dir", 0o755)
         t.stat("dir")
 
+    for _daemon in ("", "passthrough=off"):
+
+        @scenario(name=f"sgid_of_a_foreign_group_{_where}{'_' + _daemon if _daemon else ''}", daemon=_daemon)
+        def sgid_of_a_foreign_group(b, where=_where):
+            """A set-group-id file that its group may not execute: the bit is for members of the group."""
+            layer = b.low if where == "lower" else b.up
+            for mode in (0o2644, 0o6644, 0o2755, 0o2766, 0o2640):
+                for action in SGID_ACTIONS:
+                    layer.file(f"{action}-{mode:o}-in", b"x" * 10_000, mode, (1000, 3000))
+                    layer.file(f"{action}-{mode:o}-out", b"x" * 10_000, mode, (1000, 3000))
+            b.low.file("source", b"from" * 1000)
+            t = yield
+            for mode in (0o2644, 0o6644, 0o2755, 0o2766, 0o2640):
+                for member in ("in", "out"):
+                    with t.as_user(1000, 1000, [2000, 3000] if member == "in" else [2000]):
+                        for action in SGID_ACTIONS:
+                            name = f"{action}-{mode:o}-{member}"
+                            sgid_action(t, action, name)
+                            t.stat(name)
+
     @scenario(name=f"suid_and_root_writes_{_where}")
     def suid_and_root_writes(b, where=_where):
         layer = b.low if where == "lower" else b.up
@@ -95,6 +116,46 @@ for _where in LAYERS:
         for action in ("write", "truncate", "append"):
             t.stat(action)
             t.getxattr(action, "security.capability")
+
+
+SGID_ACTIONS = (
+    "write", "append", "truncate", "ftruncate", "open-trunc", "fallocate", "copy", "chgrp", "same-owner",
+    "chown", "nothing-chown", "chmod", "mmap",
+)  # fmt: skip
+
+
+def sgid_action(t, action, name):
+    """Something that may take the set-id bits away from a file."""
+    if action == "write":
+        t.overwrite(name, b"y")
+    elif action == "append":
+        t.append(name, b"y")
+    elif action == "truncate":
+        t.truncate(name, 5)
+    elif action == "open-trunc":
+        t.close(t.open(name, os.O_WRONLY | os.O_TRUNC))
+    elif action == "chgrp":
+        t.chown(name, -1, 2000)
+    elif action == "same-owner":
+        t.chown(name, 1000, -1)
+    elif action == "chown":
+        t.chown(name, 1000, 1000)
+    elif action == "nothing-chown":
+        t.chown(name, 1000, 3000)
+    elif action == "chmod":
+        t.chmod(name, 0o2644)
+    else:
+        fd = t.open(name, os.O_RDWR)
+        if action == "fallocate":
+            t.fallocate(fd, 0, 0, 20_000)
+        elif action == "copy":
+            t.copy_file_range(t.open("source"), fd, 100, 0, 0)
+        elif action == "ftruncate":
+            t.ftruncate(fd, 5)
+        else:
+            with mmap.mmap(fd, 4096) as shared:
+                shared[0:4] = b"mmap"
+        t.close(fd)
 
 
 # cap_net_raw=ep, VFS_CAP_REVISION_2
