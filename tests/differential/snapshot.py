@@ -137,6 +137,15 @@ def _overlay_value(name, value, origins):
     return f"origin v{version} magic {magic:#x} len {length} flags {flags} uuid {value[5:21].hex()}: {where}"
 
 
+def index_entry(path, origins):
+    """The path of something in a work directory; the name of an index entry is a file handle."""
+    directory, _, name = path.rpartition(b"/")
+    if directory != b"index":
+        return path
+    value = bytes.fromhex(name.decode())
+    return b"index/" + os.fsencode(origins.get((value[4], value[21:]), name))
+
+
 def differences(expected, got, ignore=()):
     """Lines that say where two snapshots differ. Where the kernel's d_ino is wrong ours may be right."""
     lines = []

@@ -102,7 +102,7 @@ def test_generic_flags(options, flags):
         (b"timeout=long", "not a number of seconds"),
         (b"timeout=-1", "not a number of seconds"),
         (b"timeout=nan", "not a number of seconds"),
-        (b"index=on", "'index=on' is not supported"),
+        (b"index=maybe", "'index': 'maybe' is not one of on, off"),
         (b"metacopy=on", "'metacopy=on' is not supported"),
         (b"nfs_export=on", "not supported"),
         (b"verity=require", "not supported"),

@@ -26,11 +26,13 @@ UTIME_OMIT = files.UTIME_OMIT
 _SGID_EXEC = stat.S_ISGID | stat.S_IXGRP
 
 
-def shown_nlink(node: Node, st: os.stat_result) -> int:
-    """The link count that callers see: 1 for a merged directory (ovl_getattr)."""
-    if isinstance(node, Dir) and node.is_merge:
-        return 1
-    return st.st_nlink
+def shown_nlink(node: Node, real: int) -> int:
+    """The link count that callers see: 1 for a merged directory; the index does not count (ovl_getattr)."""
+    if isinstance(node, Dir):
+        return 1 if node.is_merge else real
+    if node.extra is not None and node.extra.nlink >= 0:
+        return node.extra.nlink
+    return real
 
 
 def place(ofs: Overlay, node: Node) -> tuple[int, bytes, int]:
@@ -39,7 +41,7 @@ def place(ofs: Overlay, node: Node) -> tuple[int, bytes, int]:
         return ofs.fds.fd(node.top), b".", files.AT_SYMLINK_NOFOLLOW
     if node.unlinked_fd >= 0:
         return files.AT_FDCWD, xattrs.proc_fd(node.unlinked_fd), 0
-    return ofs.fds.fd(node.real), node.name, files.AT_SYMLINK_NOFOLLOW
+    return ofs.fds.fd(node.real), node.place, files.AT_SYMLINK_NOFOLLOW
 
 
 def proc_path(ofs: Overlay, node: Node) -> tuple[bytes, bool]:
@@ -48,7 +50,7 @@ def proc_path(ofs: Overlay, node: Node) -> tuple[bytes, bool]:
         return xattrs.proc_fd(ofs.fds.fd(node.top)), True
     if node.unlinked_fd >= 0:
         return xattrs.proc_fd(node.unlinked_fd), True
-    return xattrs.proc_path(ofs.fds.fd(node.real), node.name), False
+    return xattrs.proc_path(ofs.fds.fd(node.real), node.place), False
 
 
 def chmod(ofs: Overlay, node: Node, mode: int) -> None:
@@ -56,7 +58,7 @@ def chmod(ofs: Overlay, node: Node, mode: int) -> None:
     copy_up(ofs, node)
     if not node.is_dir and node.unlinked_fd < 0:
         fd = ofs.fds.fd(node.real)
-        files.fchmodat2(fd, node.name, mode & 0o7777, files.AT_SYMLINK_NOFOLLOW)
+        files.fchmodat2(fd, node.place, mode & 0o7777, files.AT_SYMLINK_NOFOLLOW)
         return
     os.chmod(proc_path(ofs, node)[0], mode & 0o7777)
 
@@ -163,8 +165,9 @@ def listxattr(ofs: Overlay, node: Node) -> list[bytes]:
 
 
 def setxattr(ofs: Overlay, node: Node, name: bytes, value: bytes, flags: int) -> None:
-    """setxattr(2)."""
-    copy_up(ofs, node)
+    """setxattr(2); of the names of a hard link none is copied up for it alone (ovl_xattr_set)."""
+    if not node.is_upper:
+        copy_up(ofs, node)
     path, follow = proc_path(ofs, node)
     os.setxattr(path, ofs.names.to_layer(name), value, flags, follow_symlinks=follow)
 
@@ -182,6 +185,6 @@ def readlink(ofs: Overlay, node: Node) -> bytes:
     """readlink(2)."""
     if node.unlinked_fd >= 0:
         return os.readlink(b"", dir_fd=node.unlinked_fd)
-    return os.readlink(node.name, dir_fd=ofs.fds.fd(node.real))
+    return os.readlink(node.place, dir_fd=ofs.fds.fd(node.real))
 
 

@@ -25,6 +25,7 @@ from functools import partial
 from voile.linux import files, trees
 from voile.overlay import whiteout, xattrs
 from voile.overlay.check_handle import FileSystem, Foreign, Handle, Invalid
+from voile.overlay.indexdir import parse_nlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -279,13 +280,6 @@ class Index:
             path, right = xattrs.proc_path(self.fd, entry.name), b"U%+d" % (expected - links)
             steps = (lambda: os.setxattr(path, self._names.nlink, right, follow_symlinks=False),)
         self._wrong(entry.path, "nlink", detail, *steps)
-
-
-def parse_nlink(value: bytes) -> int | None:
-    """The difference in an `nlink` value; None where it is invalid (`ovl_get_nlink`)."""
-    if value[:1] not in (b"U", b"L") or value[1:2] not in (b"+", b"-") or not value[2:].isdigit():
-        return None
-    return int(value[1:])
 
 
 def union_nlink(value: bytes | None, entry: Entry) -> int | None:

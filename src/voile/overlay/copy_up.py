@@ -31,6 +31,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from voile.overlay.inode import Name
     from voile.overlay.super import Overlay
 
 # Up to here copying is quicker than handing it over.
@@ -47,22 +48,30 @@ class Busy(Exception):
         self.job = job
 
 
-def copy_up(ofs: Overlay, node: Node, *, data: bool = True) -> None:
+def copy_up(ofs: Overlay, node: Node, *, data: bool = True, at: Name | None = None) -> None:
     """Makes sure that `node` and all directories above it are in the upper layer.
 
     Args:
         data: False when the caller truncates the file to nothing anyway.
+        at: by which of its names a hard link is meant, where that matters and is known.
 
     Raises:
         Busy: somebody has to wait for it.
         OSError: EROFS without an upper layer, ENOSPC and all else the file systems say.
     """
+    extra, index = node.extra, ofs.index
+    indexed = index is not None and extra is not None and bool(extra.entry)
     if node.is_upper:
+        if index is not None and extra is not None and extra.pending:
+            index.link_up(node, at)
         return
     if not ofs.writable:
         raise OSError(EROFS, "read-only")
     chain: list[Node] = [node]
     above = node.parent
+    if index is not None and indexed:
+        at = index.name_for(node, at)
+        above = at[0] if at is not None else None
     while above is not None and not above.is_upper:
         chain.append(above)
         above = above.parent
@@ -71,11 +80,11 @@ def copy_up(ofs: Overlay, node: Node, *, data: bool = True) -> None:
             raise Busy(each.extra.job)
         if ofs.fds.full:
             ofs.fds.trim()  # the way up may be longer than there are descriptors
-        _copy_up_one(ofs, each, data)
+        _copy_up_one(ofs, each, data, at if indexed and each is node else None)
 
 
-def _copy_up_one(ofs: Overlay, node: Node, data: bool) -> None:
-    job = CopyUp(ofs, node, data)
+def _copy_up_one(ofs: Overlay, node: Node, data: bool, at: Name | None) -> None:
+    job = CopyUp(ofs, node, data, at)
     ofs.creds.mounter()
     try:
         job.begin()
@@ -97,10 +106,10 @@ class CopyUp:
     """One object on its way up."""
 
     __slots__ = (
-        "ofs", "node", "temp", "src", "dst", "st", "data", "waiters", "origin",
+        "ofs", "node", "temp", "src", "dst", "st", "data", "waiters", "origin", "indexed", "at",
     )  # fmt: skip
 
-    def __init__(self, ofs: Overlay, node: Node, data: bool) -> None:
+    def __init__(self, ofs: Overlay, node: Node, data: bool, at: Name | None = None) -> None:
         self.ofs = ofs
         self.node = node
         self.temp = b""
@@ -110,6 +119,9 @@ class CopyUp:
         # Called with the errno of the failure, or 0.
         self.waiters: list[Callable[[int], None]] = []
         self.origin: bytes | None = None
+        # It goes to the index first, and is then linked to the name `at`.
+        self.indexed = ofs.index is not None and node.extra is not None and bool(node.extra.entry)
+        self.at = at
 
     @property
     def slow(self) -> bool:
@@ -128,10 +140,10 @@ class CopyUp:
             dir_fd, name, flags = self.src, b"", files.AT_EMPTY_PATH
             self.st = os.fstat(self.src)
         else:
-            dir_fd, name, flags = ofs.fds.fd(node.real), node.name, 0
+            dir_fd, name, flags = ofs.fds.fd(node.real), node.place, 0
             self.st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
-        # A lower hard link is broken by its copy-up: it gets no origin (ovl_do_copy_up).
-        if stat.S_ISDIR(self.st.st_mode) or self.st.st_nlink == 1:
+        # Without an index a lower hard link is broken by its copy-up: it gets no origin (ovl_do_copy_up).
+        if stat.S_ISDIR(self.st.st_mode) or self.st.st_nlink == 1 or self.indexed:
             layer = node.lowers[0].layer if isinstance(node, Dir) else node.real.layer
             self.origin = origin.encode(layer, dir_fd, name, flags)
         temp = ofs.temp_name()
@@ -173,7 +185,7 @@ class CopyUp:
         if not stat.S_ISLNK(st.st_mode):
             files.fchmodat2(work, temp, stat.S_IMODE(st.st_mode), files.AT_SYMLINK_NOFOLLOW)
         real = self.node.real
-        self._copy_xattrs(xattrs.proc_path(ofs.fds.fd(real), self.node.name), xattrs.proc_path(work, temp))
+        self._copy_xattrs(xattrs.proc_path(ofs.fds.fd(real), self.node.place), xattrs.proc_path(work, temp))
         os.utime(temp, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=work, follow_symlinks=False)
 
     def _copy_xattrs(self, src: int | bytes, dst: int | bytes) -> None:
@@ -204,6 +216,9 @@ class CopyUp:
                 # user.* attributes exist only on files and directories.
                 if exc.errno not in (EOPNOTSUPP, EPERM):
                     raise
+        if self.indexed and self.ofs.index is not None:
+            value = self.ofs.index.initial_nlink(self.node)
+            os.setxattr(dst, names.nlink, value, follow_symlinks=follow)
 
     def complete(self, _result: object, exc: BaseException | None) -> None:
         """The end of a job, back in the thread that owns the nodes."""
@@ -231,6 +246,12 @@ class CopyUp:
     def finish(self) -> None:
         """Moves the object to its place and makes the node an upper one."""
         ofs, node, parent = self.ofs, self.node, self.node.parent
+        if ofs.index is not None and self.indexed:
+            ofs.index.install(node, self.temp)
+            self.temp = b""
+            self._close()
+            ofs.index.link_up(node, self.at)
+            return
         if parent is None:
             self._finish_unlinked()
             return

@@ -141,10 +141,12 @@ def link(ofs: Overlay, node: Node, parent: Dir, name: bytes) -> os.stat_result:
             files.linkat(files.AT_FDCWD, source, dir_fd, real, files.AT_SYMLINK_FOLLOW)
         else:
             os.link(
-                node.name, real, src_dir_fd=ofs.fds.fd(node.real), dst_dir_fd=dir_fd, follow_symlinks=False
+                node.place, real, src_dir_fd=ofs.fds.fd(node.real), dst_dir_fd=dir_fd, follow_symlinks=False
             )
 
     copy_up(ofs, parent)
+    if ofs.index is not None:
+        ofs.index.nlink_start(node, None)
     before = ofs.stat(node)
     if node.ino != ofs.map_ino(node.real.layer, before.st_ino):
         set_impure(ofs, parent)
@@ -152,6 +154,8 @@ def link(ofs: Overlay, node: Node, parent: Dir, name: bytes) -> os.stat_result:
     st = os.stat(name, dir_fd=ofs.fds.fd(_upper(parent)), follow_symlinks=False)
     ofs.nodes.index(node, st.st_ino)
     ofs.nodes.add_link(node, parent, name)
+    if ofs.index is not None:
+        ofs.index.linked(node, parent, name)
     return st
 
 
@@ -316,6 +320,8 @@ def release_hold(node: Node) -> None:
 def gone(ofs: Overlay, node: Node, parent: Dir, name: bytes) -> None:
     """Unhooks a name that does not exist any more."""
     ofs.nodes.drop_link(node, parent, name)
+    if ofs.index is not None:
+        ofs.index.unlinked(node)
     if isinstance(node, Dir):
         node.dead = True
     if node.nlookup == 0:
@@ -347,6 +353,8 @@ def rmdir(ofs: Overlay, parent: Dir, name: bytes) -> None:
 def _remove(ofs: Overlay, node: Node, parent: Dir, name: bytes) -> None:
     """Removes a name, and leaves a whiteout where a lower layer has it."""
     copy_up(ofs, parent)
+    if ofs.index is not None:
+        ofs.index.nlink_start(node, (parent, name))
     upper = _upper(parent)
     fd = ofs.fds.fd(upper)
     hold(ofs, node)

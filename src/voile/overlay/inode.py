@@ -9,7 +9,8 @@ except when its last known name is gone while somebody still uses it (`Extra.fd`
 Identity follows fs/overlayfs/inode.c, `ovl_get_inode`: a non-directory in the upper
 layer is one node whatever name leads to it (`NodeTable.by_ino`, kept only for what has
 or had a link count above one); lower hard links are separate nodes, because a copy-up breaks
-them.  `ino` is fixed when the node is made and survives copy-up.
+them, unless there is an index: then they are one node from the beginning (`NodeTable.by_entry`,
+see index).  `ino` is fixed when the node is made and survives copy-up.
 
 Links between parent and child form a cycle on purpose; `NodeTable.forget` breaks
 it, since the garbage collector is off in the daemon.
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 
     from voile.overlay.copy_up import CopyUp
 
+    # A name of the union.
+    Name = tuple["Dir", bytes]
+
 ROOT_ID = 1
 # `Node.flags` of an object that was found, not made.
 FLAGS_UNKNOWN = -1
@@ -37,15 +41,43 @@ class Extra:
 
     __slots__ = ("fd", "links", "job", "upper_ino")
 
+    # What only `Indexed` has: these are the values of all others.
+    entry = b""
+    place = b""
+    nlink = -1
+    pending: set[Name] | None = None
+    recent: Name | None = None
+
     def __init__(self) -> None:
         # An O_PATH descriptor of an object that no known name leads to any more.
         self.fd = -1
-        # Further names of a hard-linked upper object: (directory, name).
-        self.links: set[tuple[Dir, bytes]] = set()
+        # Further names of a hard-linked upper object.
+        self.links: set[Name] = set()
         # The copy-up that is under way.
         self.job: CopyUp | None = None
         # The key in `NodeTable.by_ino`, or 0.
         self.upper_ino = 0
+
+
+class Indexed(Extra):
+    """That of a hard link of a lower layer, where there is an index, before and after its copy-up."""
+
+    __slots__ = ("entry", "place", "nlink", "lower_nlink", "pending", "recent")
+
+    def __init__(self, entry: bytes, place: bytes, lower_nlink: int) -> None:
+        super().__init__()
+        # The name in the index, of an entry that is there or will be: also the key in `NodeTable.by_entry`.
+        self.entry = entry
+        # The name of the object in `Node.real`: a lower one, or `entry`.  It does not depend on the names
+        # that callers know.
+        self.place = place
+        # How many names the union has, once there is an entry (`OVL_INDEX`, and i_nlink of the inode); or -1.
+        self.nlink = -1
+        self.lower_nlink = lower_nlink
+        # Names that are known and not (all) in the upper layer: they lead to the entry by way of a lower one.
+        self.pending = None
+        # The name that was looked up last: the one, most likely, that is used next.
+        self.recent = None
 
 
 class Node:
@@ -60,7 +92,7 @@ class Node:
         self.nlookup = 0
         self.parent: Dir | None = parent
         self.name = name
-        # The real directory that holds the object, under the same name.
+        # The real directory that holds the object, under the name `place`.
         self.real = real
         # The constant st_ino that callers see.
         self.ino = ino
@@ -82,6 +114,19 @@ class Node:
         if self.extra is None:
             self.extra = Extra()
         return self.extra
+
+    @property
+    def place(self) -> bytes:
+        """The name of the object in `real`."""
+        return self.name if self.extra is None else self.extra.place or self.name
+
+    @property
+    def tells_names(self) -> bool:
+        """Whether it matters by which of its names it is used: callers must ask for them each time."""
+        extra = self.extra
+        if extra is None or not extra.entry:
+            return False
+        return not self.is_upper or (extra.pending is not None and extra.recent in extra.pending)
 
     @property
     def unlinked_fd(self) -> int:
@@ -151,7 +196,7 @@ class Dir(Node):
 class NodeTable:
     """All nodes by the number the kernel knows them by."""
 
-    __slots__ = ("_nodes", "_next", "_fds", "by_ino", "root")
+    __slots__ = ("_nodes", "_next", "_fds", "by_ino", "by_entry", "root")
 
     def __init__(self, root: Dir, fds: FdCache) -> None:
         root.id = ROOT_ID
@@ -162,6 +207,8 @@ class NodeTable:
         self._fds = fds
         # Upper non-directories that several names (may) lead to, by the upper's st_ino.
         self.by_ino: dict[int, Node] = {}
+        # Those that have, or will have, an entry in the index, by its name.
+        self.by_entry: dict[bytes, Node] = {}
 
     def __len__(self) -> int:
         return len(self._nodes)
@@ -223,12 +270,14 @@ class NodeTable:
         for name, child in list(node.children.items()):
             if not child.id and not (isinstance(child, Dir) and child.children):
                 self.drop_link(child, node, name)
+                if child.parent is None and child.extra is not None:
+                    self._forget_extra(child, child.extra)
         return bool(node.children)
 
     def hold(self, node: Node) -> None:
         """Opens an upper non-directory whose last known name is about to go."""
         flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-        node.more().fd = os.open(node.name, flags, dir_fd=self._fds.fd(node.real))
+        node.more().fd = os.open(node.place, flags, dir_fd=self._fds.fd(node.real))
 
     def _forget_extra(self, node: Node, extra: Extra) -> None:
         if extra.fd >= 0:
@@ -237,6 +286,8 @@ class NodeTable:
         extra.links.clear()
         if self.by_ino.get(extra.upper_ino) is node:
             del self.by_ino[extra.upper_ino]
+        if extra.entry and self.by_entry.get(extra.entry) is node:
+            del self.by_entry[extra.entry]
 
     @staticmethod
     def names(node: Node) -> Iterator[tuple[Dir, bytes]]:
@@ -252,15 +303,17 @@ class NodeTable:
         self.by_ino[upper_ino] = node
 
     def add_link(self, node: Node, parent: Dir, name: bytes) -> None:
-        """A further name for an upper object."""
+        """A further name for an upper object, or for one that has or will have an entry in the index."""
         extra = node.more()
         if node.parent is None:
             # It had lost its last known name: this is its home now.
             if extra.fd >= 0:
                 os.close(extra.fd)
                 extra.fd = -1
-            assert parent.upper is not None
-            node.parent, node.name, node.real = parent, name, parent.upper
+            node.parent, node.name = parent, name
+            if not extra.place:
+                assert parent.upper is not None
+                node.real = parent.upper
         elif (node.parent, node.name) != (parent, name):
             extra.links.add((parent, name))
         parent.children[name] = node
@@ -273,13 +326,17 @@ class NodeTable:
         """
         if parent.children.get(name) is node:
             del parent.children[name]
-        links = node.extra.links if node.extra is not None else None
+        extra = node.extra
+        links = extra.links if extra is not None else None
+        if extra is not None and extra.pending:
+            extra.pending.discard((parent, name))
         if (node.parent, node.name) != (parent, name):
             if links is not None:
                 links.discard((parent, name))
-        elif links:
+        elif extra is not None and links:
             node.parent, node.name = links.pop()
-            assert node.parent.upper is not None
-            node.real = node.parent.upper
+            if not extra.place:
+                assert node.parent.upper is not None
+                node.real = node.parent.upper
         else:
             node.parent = None

@@ -50,6 +50,8 @@ def lookup(ofs: Overlay, parent: Dir, name: bytes) -> tuple[Node, os.stat_result
     """
     node = parent.children.get(name)
     if node is not None:
+        if ofs.index is not None:
+            ofs.index.looked_up(node, parent, name)
         return node, ofs.stat(node)
     if ofs.aufs and name[:4] == whiteout.AUFS_PREFIX:
         return None
@@ -104,13 +106,20 @@ def _file(
     ):
         # Only metadata: the data lies below.  With metacopy=off the kernel refuses too.
         raise OSError(EPERM, "metacopy file without metacopy=on")
+    index = ofs.index
     if layer.index != 0:
+        if index is not None:
+            return index.lower(parent, name, real, st)
         return Node(parent, name, real, ofs.map_ino(layer, st.st_ino), st.st_mode & S_IFMT), st
     # Also with one link: the name that it is known by may be removed already, and the file still be open.
     known = ofs.nodes.by_ino.get(st.st_ino)
     if known is not None:
         ofs.nodes.add_link(known, parent, name)
         return known, st
+    if index is not None:
+        indexed = index.upper(parent, name, real, st)
+        if indexed is not None:
+            return indexed, st
     ino = ofs.map_ino(layer, st.st_ino)
     if parent.impure or parent.lowers:
         ino = upper_ino(ofs, real.fd, name, st, ino)
@@ -124,7 +133,7 @@ def upper_ino(ofs: Overlay, dir_fd: int, name: bytes, st: os.stat_result, ino: i
     """The st_ino of an upper non-directory: that of its origin, if it has a usable one.
 
     An origin with other hard links does not count (ovl_getattr): each of its names
-    may have been copied up on its own.
+    may have been copied up on its own, unless it is in the index.
     """
     known = ofs.origins.get(st.st_ino)
     if known is not None:
@@ -133,7 +142,9 @@ def upper_ino(ofs: Overlay, dir_fd: int, name: bytes, st: os.stat_result, ino: i
     if not value:
         return ino
     found = origin.decode(ofs, value)
-    if found is None or found[1].st_nlink != 1 or (found[1].st_mode ^ st.st_mode) & S_IFMT:
+    if found is None or (found[1].st_mode ^ st.st_mode) & S_IFMT:
+        return ino
+    if found[1].st_nlink != 1 and (ofs.index is None or not ofs.index.has(value, found[1], st)):
         return ino
     return ofs.map_ino(found[0], found[1].st_ino)
 

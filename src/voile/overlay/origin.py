@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+from errno import EINVAL, ENODATA
 
 from voile.linux import files
 from voile.overlay.layers import Layer
@@ -22,16 +23,16 @@ _VERSION = 0
 _MAGIC = 0xFB
 _BIG_ENDIAN = 1 << 0
 _ANY_ENDIAN = 1 << 1
-_PATH_UPPER = 1 << 2
+PATH_UPPER = 1 << 2
 _CPU_ENDIAN = _BIG_ENDIAN if struct.pack("=H", 1) == b"\0\1" else 0
 _NO_UUID = bytes(16)
 
 
-def encode(layer: Layer, dir_fd: int, name: bytes, flags: int = 0) -> bytes:
+def encode(layer: Layer, dir_fd: int, name: bytes, flags: int = 0, fb_flags: int = 0) -> bytes:
     """The origin value for an object of `layer`; empty where a handle could not be followed.
 
     That is a file system without handles, or a mounter who may not open by them
-    (`ovl_can_decode_fh`).
+    (`ovl_can_decode_fh`).  `fb_flags`: PATH_UPPER for one of the upper layer.
     """
     if not layer.decodes:
         return b""
@@ -43,7 +44,22 @@ def encode(layer: Layer, dir_fd: int, name: bytes, flags: int = 0) -> bytes:
     if not 0 <= kind <= 0xFF or _FB.size + len(handle) > 0xFF:
         return b""
     length = _FB.size + len(handle)
-    return _FB.pack(_VERSION, _MAGIC, length, _CPU_ENDIAN, kind, layer.uuid or _NO_UUID) + handle
+    fb_flags |= _CPU_ENDIAN
+    return _FB.pack(_VERSION, _MAGIC, length, fb_flags, kind, layer.uuid or _NO_UUID) + handle
+
+
+def check(value: bytes) -> int:
+    """What is wrong with a file handle, as an errno, or 0 (`ovl_check_fb_len`)."""
+    if len(value) < _FB.size:
+        return EINVAL
+    version, magic, length, flags, _kind, _uuid = _FB.unpack_from(value)
+    if magic != _MAGIC or length > len(value):
+        return EINVAL
+    if version > _VERSION or flags & ~(_BIG_ENDIAN | _ANY_ENDIAN | PATH_UPPER):
+        return ENODATA
+    if not flags & _ANY_ENDIAN and flags & _BIG_ENDIAN != _CPU_ENDIAN:
+        return ENODATA
+    return 0
 
 
 def decode(ofs: Overlay, value: bytes) -> tuple[Layer, os.stat_result] | None:
@@ -55,7 +71,7 @@ def decode(ofs: Overlay, value: bytes) -> tuple[Layer, os.stat_result] | None:
     if len(value) < _FB.size:
         return None
     version, magic, length, flags, kind, uuid = _FB.unpack_from(value)
-    if version != _VERSION or magic != _MAGIC or length != len(value) or flags & _PATH_UPPER:
+    if version != _VERSION or magic != _MAGIC or length != len(value) or flags & PATH_UPPER:
         return None
     if not flags & _ANY_ENDIAN and flags & _BIG_ENDIAN != _CPU_ENDIAN:
         return None

@@ -49,6 +49,8 @@ class Params:
     redirect_dir        "on", "follow" or "nofollow", after `check` ("off" is resolved there)
     xino                "on", "off" or "auto"
     aufs_whiteouts      ".wh." names in the layers are whiteouts
+    index               hard links of lower layers survive their copy-up
+    uuid                "off", "null" or "auto"
     allow_other, default_permissions, readonly
     timeout             seconds that the kernel may cache names and attributes; None: for ever
     ms_flags            generic flags for mount(2), without MS_RDONLY
@@ -59,8 +61,9 @@ class Params:
 
     __slots__ = (
         "allow_other", "aufs_whiteouts", "cpu_follow", "default_permissions", "fsync", "fuseblk", "hidden",
+        "index",
         "lowerdir", "ms_flags", "passthrough", "readonly", "redirect_dir", "source", "subtype",
-        "timeout", "upperdir", "userxattr", "workdir", "xino",
+        "timeout", "upperdir", "userxattr", "uuid", "workdir", "xino",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -72,6 +75,8 @@ class Params:
         self.redirect_dir = ""
         self.xino = "auto"
         self.aufs_whiteouts = False
+        self.index = False
+        self.uuid = "auto"
         self.allow_other = False
         self.default_permissions = True
         self.readonly = False
@@ -100,6 +105,7 @@ class Params:
             # The kernel warns that these are useless without an upper layer, and goes on.
             self.workdir = None
             self.readonly = True
+            self.index = False
             if self.fsync == "volatile":
                 self.fsync = "auto"
         elif self.workdir is None:
@@ -289,6 +295,12 @@ def _only(*harmless: bytes) -> Handler:
     return handler
 
 
+def _uuid(params: Params, name: bytes, value: bytes | None) -> None:
+    # auto stores nothing on an upper that has been used before; on is about f_fsid, which FUSE does not carry
+    _only(b"off", b"null", b"auto")(params, name, value)
+    params.uuid = _text(value or b"")
+
+
 def _set_ms(mask: int, clear: int = 0) -> Handler:
     def handler(params: Params, name: bytes, value: bytes | None) -> None:
         _no_value(name, value)
@@ -348,11 +360,11 @@ _TABLE: dict[bytes, Handler] = {
     b"redirect_dir": _choice("redirect_dir", "on", "follow", "nofollow", "off"),
     b"xino": _choice("xino", "on", "off", "auto"),
     b"aufs_whiteouts": _on_off("aufs_whiteouts"),
-    b"index": _only(b"off"),
+    b"index": _on_off("index"),
     b"metacopy": _only(b"off"),
     b"nfs_export": _only(b"off"),
     b"verity": _only(b"off"),
-    b"uuid": _only(b"off", b"null", b"auto"),  # auto stores nothing on an upper that has been used before
+    b"uuid": _uuid,
     b"datadir+": _only(),
     b"override_creds": _ignore,  # layer accesses are always the mounter's
     # FUSE

@@ -44,6 +44,8 @@ def rename(
     exchange = bool(flags & RENAME_EXCHANGE)
     old = overlay_dir.child(ofs, old_parent, old_name)
     new = _target(ofs, new_parent, new_name, flags)
+    if new is old:
+        return  # two names of one file
     if old_parent.flags or old.flags:
         protect.may_delete(ofs, old_parent, old)
     if new is None:
@@ -57,9 +59,11 @@ def rename(
     if not exchange and isinstance(new, Dir) and not readdir.is_empty(ofs, new):
         raise OSError(ENOTEMPTY, "directory not empty")
     copy_up(ofs, new_parent)
-    copy_up(ofs, old)
+    copy_up(ofs, old, at=(old_parent, old_name))
     if exchange and new is not None:
-        copy_up(ofs, new)
+        copy_up(ofs, new, at=(new_parent, new_name))
+    elif new is not None and ofs.index is not None:
+        ofs.index.nlink_start(new, (new_parent, new_name))
     _move(ofs, old, old_parent, old_name, new, new_parent, new_name, exchange)
 
 
@@ -149,7 +153,7 @@ def _rehook(node: Node, old_parent: Dir, old_name: bytes, new_parent: Dir, new_n
     if isinstance(node, Dir):
         assert node.upper is not None
         node.upper.parent, node.upper.name = new_parent.upper, new_name
-    else:
+    elif node.extra is None or not node.extra.place:
         node.real = new_parent.upper
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from voile.overlay.index import Index
+
     Submit = Callable[[Callable[[], Any], Callable[[Any, BaseException | None], None]], None]
 
 __all__ = ["LostData", "MountError", "Overlay"]
@@ -75,7 +77,7 @@ class Overlay:
 
     __slots__ = (
         "params", "names", "filesystems", "upper_layer", "lowers", "fds", "nodes", "root",
-        "work_fd", "workdir_fd", "upper_fd", "sync", "namelen", "samefs", "hidden", "creds",
+        "work_fd", "workdir_fd", "upper_fd", "index", "sync", "namelen", "samefs", "hidden", "creds",
         "whiteouts", "submit", "changed", "origins", "warnings", "writable", "volatile",
         "follows_redirects", "aufs", "_ino_shift", "_temp", "_tree_fd", "_locks", "_take_later", "_holder",
         "_made_work", "_active",
@@ -92,6 +94,8 @@ class Overlay:
         soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.fds = FdCache(max(64, min(8192, soft // 4)))
         self.work_fd = self.workdir_fd = self.upper_fd = self._tree_fd = -1
+        # None: without index=on.
+        self.index: Index | None = None
         self.writable = params.upperdir is not None and not params.readonly
         self.volatile = params.volatile and self.writable
         self.aufs = params.aufs_whiteouts
@@ -170,7 +174,22 @@ class Overlay:
         for path in self.params.hidden:
             st = os.stat(path)
             self.hidden.add((st.st_dev, st.st_ino))
+        self._settle_uuid()
+        if self.params.index:
+            from voile.overlay.index import Index
+
+            self.index = Index.open(self)
         self._make_root()
+
+    def _settle_uuid(self) -> None:
+        """uuid=off: file handles carry none, so that they last when the file system gets another."""
+        if self.params.uuid != "off" or self.upper_fd < 0:
+            return
+        if not self.samefs:
+            self.warnings.append("uuid=off needs a single file system; falling back to uuid=null")
+            return
+        for layer in (self.upper_layer, *self.lowers):
+            layer.uuid = None
 
     def _layer(self, index: int, place: Place, root_fd: int) -> Layer:
         dev = place.key[0]
@@ -216,7 +235,7 @@ class Overlay:
 
         Then a new directory must not hide what a later layer has under its name.
         """
-        return self.params.redirect_dir != "on" and self.params.xino != "on"
+        return self.params.redirect_dir != "on" and self.params.xino != "on" and self.index is None
 
     @property
     def decodes_origin(self) -> bool:
@@ -234,6 +253,8 @@ class Overlay:
         self._make_work()
         if self.volatile:
             marker.create_volatile(self.work_fd)
+        if self.index is not None:
+            self.index.activate()
         self._active = True
 
     def _make_work(self) -> None:
@@ -301,6 +322,8 @@ class Overlay:
     def abort(self) -> None:
         """The mount failed: removes what `activate` made, and closes everything."""
         try:
+            if self.index is not None:
+                self.index.abort()
             if self.work_fd >= 0:
                 if self._made_work:
                     trees.remove(self.workdir_fd, b"work")
@@ -312,6 +335,8 @@ class Overlay:
     def _close_all(self) -> None:
         self.sync.probe.close()
         self.fds.close()
+        if self.index is not None:
+            self.index.close()
         if self.upper_fd >= 0 and hasattr(self, "upper_layer"):
             self.upper_layer.close()
         for layer in self.lowers:
@@ -344,8 +369,11 @@ class Overlay:
             top = node.top
             return os.stat(top.fd if top.fd >= 0 else self.fds.fd(top))
         extra = node.extra
-        if extra is not None and extra.fd >= 0:
-            return os.stat(extra.fd)
+        if extra is not None:
+            if extra.fd >= 0:
+                return os.stat(extra.fd)
+            if extra.place:
+                return os.stat(extra.place, dir_fd=self.fds.fd(node.real), follow_symlinks=False)
         real = node.real
         dir_fd = real.fd if real.fd >= 0 else self.fds.fd(real)
         return os.stat(node.name, dir_fd=dir_fd, follow_symlinks=False)
@@ -361,13 +389,13 @@ class Overlay:
         keep |= os.O_NONBLOCK | os.O_CLOEXEC
         if node.unlinked_fd >= 0:
             return os.open(xattrs.proc_fd(node.unlinked_fd), keep)
-        return os.open(node.name, keep | os.O_NOFOLLOW, dir_fd=self.fds.fd(node.real))
+        return os.open(node.place, keep | os.O_NOFOLLOW, dir_fd=self.fds.fd(node.real))
 
     def open_path(self, node: Node) -> int:
         """An O_PATH descriptor of a non-directory."""
         if node.unlinked_fd >= 0:
             return os.dup(node.unlinked_fd)
-        return os.open(node.name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fds.fd(node.real))
+        return os.open(node.place, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fds.fd(node.real))
 
     def temp_name(self) -> bytes:
         """A new name for a temporary object in ``work/work`` (`ovl_lookup_temp`)."""

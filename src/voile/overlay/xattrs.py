@@ -43,6 +43,7 @@ class Names:
         "origin",
         "impure",
         "nlink",
+        "upper",
         "metacopy",
         "whiteout",
         "protattr",
@@ -56,6 +57,7 @@ class Names:
         self.origin = self.prefix + b"origin"
         self.impure = self.prefix + b"impure"
         self.nlink = self.prefix + b"nlink"
+        self.upper = self.prefix + b"upper"
         self.metacopy = self.prefix + b"metacopy"
         self.whiteout = self.prefix + b"whiteout"
         self.protattr = self.prefix + b"protattr"

@@ -136,17 +136,21 @@ class Served(Operations):
 
     def entry_of(self, node: Node, nodeid: int, st: os.stat_result) -> bytes:
         """As `entry`, without counting."""
-        nlink = shown_nlink(node, st) if node.is_dir else st.st_nlink
+        nlink, valid, nsec = st.st_nlink, self.valid, self.valid_nsec
+        if node.extra is not None or node.is_dir:
+            nlink = shown_nlink(node, nlink)
+            if node.tells_names:
+                valid = nsec = 0
         attr_valid = 0 if nodeid in self.mapped else self.valid
         if self.valid_nsec:
             attr = replies.attr_from_stat(st, node.ino, nlink)
-            nsec = self.valid_nsec if nodeid not in self.mapped else 0
-            return replies.entry_out(nodeid, 0, self.valid, self.valid_nsec, attr_valid, nsec, attr)
-        return replies.entry_from_stat(nodeid, 0, self.valid, attr_valid, st, node.ino, nlink)
+            attr_nsec = self.valid_nsec if nodeid not in self.mapped else 0
+            return replies.entry_out(nodeid, 0, valid, nsec, attr_valid, attr_nsec, attr)
+        return replies.entry_from_stat(nodeid, 0, valid, attr_valid, st, node.ino, nlink)
 
     def attributes(self, nodeid: int, node: Node, st: os.stat_result) -> bytes:
         """The reply to GETATTR and SETATTR."""
-        nlink = shown_nlink(node, st) if node.is_dir else st.st_nlink
+        nlink = st.st_nlink if node.extra is None and not node.is_dir else shown_nlink(node, st.st_nlink)
         if nodeid in self.mapped:
             return replies.attr_out_from_stat(0, st, node.ino, nlink)
         if self.valid_nsec:
