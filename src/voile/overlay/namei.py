@@ -115,6 +115,8 @@ def _file(
     known = ofs.nodes.by_ino.get(st.st_ino)
     if known is not None:
         ofs.nodes.add_link(known, parent, name)
+        if index is not None:
+            index.looked_up(known, parent, name)
         return known, st
     if index is not None:
         indexed = index.upper(parent, name, real, st)

@@ -52,7 +52,7 @@ def _learn(ofs: Overlay, node: Node) -> int:
     elif node.unlinked_fd >= 0:
         place = files.AT_FDCWD, xattrs.proc_fd(node.unlinked_fd), 0
     else:
-        place = ofs.fds.fd(node.real), node.name, files.AT_SYMLINK_NOFOLLOW
+        place = ofs.fds.fd(node.real), node.place, files.AT_SYMLINK_NOFOLLOW
     if node.is_upper:
         return decode(xattrs.get_at(place[0], place[1], ofs.names.protattr, place[2]) or b"")
     attributes: int = files.statx(*place, 0).attributes
