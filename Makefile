@@ -36,7 +36,7 @@ unit: $(BIN)/.stamp
 MINUTES ?= 10
 fuzz: $(BIN)/.stamp
 	@sh tools/system-packages.sh
-	cd tests && PYTHONPATH=.:../src ../$(BIN)/python -m differential.fuzz --minutes $(MINUTES) $(FUZZ_ARGS)
+	cd tests && PYTHONPATH=.:../src ../$(BIN)/python -m differential.fuzzer --minutes $(MINUTES) $(FUZZ_ARGS)
 
 # Races on one mount, checked by what is true whatever the interleaving. `make test` has a short round of each.
 soak: $(BIN)/.stamp

@@ -31,6 +31,7 @@ class Actor(Tree):
         super().__init__()
         self._maps = {}
         self._next_map = 0
+        self._listings = {}
         self._processes = []
 
     # ------------------------------------------------------------ processes
@@ -58,6 +59,13 @@ class Actor(Tree):
     def flook(self, fd):
         return _looked(os.fstat(_fd(fd)))
 
+    def do(self, verb, arguments, looked=()):
+        """A step, and looks at open files afterwards: one message to another process."""
+        value = getattr(self, verb)(*arguments)
+        for fd in looked:
+            self.flook(fd)
+        return value
+
     @step
     def xattrs(self, path):
         """All names and values."""
@@ -71,14 +79,26 @@ class Actor(Tree):
         """lseek of files; the positions in a directory are the file system's own."""
         if stat.S_ISDIR(os.fstat(_fd(fd)).st_mode):
             return "a directory"
-        return os.lseek(fd, offset, whence)
+        found = os.lseek(fd, offset, whence)
+        if whence in (os.SEEK_DATA, os.SEEK_HOLE):
+            os.lseek(fd, offset, os.SEEK_SET)  # where holes are is not the same everywhere
+        return found
+
+    @step
+    def sendfile(self, target, source, offset, size):
+        return os.sendfile(_fd(target), _fd(source), offset, size)
+
+    @step
+    def umask(self, mask):
+        """For good, in this process."""
+        os.umask(mask)
 
     # ------------------------------------------------------------ open directories
 
     @step
     def getdents(self, fd, size=128):
         """Reads on in an open directory; the order, and so what is left, is nobody's business."""
-        syscalls.getdents(_fd(fd), size)
+        self._read_on(_fd(fd), size)
 
     @step
     def relist(self, fd):
@@ -101,6 +121,36 @@ class Actor(Tree):
             return plain_stat(os.stat(name, dir_fd=fd, follow_symlinks=False))
         else:
             {"mkdir": os.mkdir, "unlink": os.unlink, "rmdir": os.rmdir}[what](name, dir_fd=fd)
+
+    @step
+    def rest(self, fd):
+        """Reads on to the end: names seen twice since the beginning, names missed that always were there."""
+        fd = _fd(fd)
+        while self._read_on(fd, 4096):
+            pass
+        seen, there = self._listings.pop(fd, ([], {}))
+        still = {name for name, ino in _inside(fd).items() if there.get(name) == ino}
+        return sorted({n for n in seen if seen.count(n) > 1}), sorted(still - set(seen))
+
+    @step
+    def resume(self, fd):
+        """Whether a kept position leads to the same names again."""
+        fd = _fd(fd)
+        self._listings.pop(fd, None)
+        os.lseek(fd, 0, os.SEEK_SET)
+        part = syscalls.getdents(fd, 300)
+        first = _remaining(fd)
+        if part:
+            os.lseek(fd, part[-1][2], os.SEEK_SET)
+        return first == _remaining(fd)
+
+    def _read_on(self, fd, size):
+        """getdents, remembering what has been seen since the beginning and what was there then."""
+        if fd not in self._listings or os.lseek(fd, 0, os.SEEK_CUR) == 0:
+            self._listings[fd] = ([], _inside(fd))
+        part = syscalls.getdents(fd, size)
+        self._listings[fd][0].extend(name for name, _, _, _ in part if name not in (b".", b".."))
+        return part
 
     # ------------------------------------------------------------ mappings
 
@@ -164,6 +214,22 @@ def _Map(fd, size, flags, protection):
 
 def _looked(st):
     return {**plain_stat(st), "atime": when(st.st_atime_ns), "ino": st.st_ino}
+
+
+def _inside(fd):
+    """{name: st_ino} of a directory, by a descriptor of its own: the position stays."""
+    other = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return {os.fsencode(e.name): e.inode() for e in os.scandir(other)}
+    finally:
+        os.close(other)
+
+
+def _remaining(fd):
+    found = []
+    while part := syscalls.getdents(fd, 4096):
+        found += [name for name, _, _, _ in part]
+    return sorted(found)
 
 
 def _error(name, directory):

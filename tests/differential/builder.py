@@ -77,6 +77,10 @@ class Layer:
         self.flags[self.path(name)] = flags
         return self
 
+    def mark(self, name, xattrs):
+        """More attributes for what is there."""
+        return self._finish(name, None, (0, 0), xattrs)
+
     def kinds(self, prefix, owner=(0, 0)):
         """One object of each kind, named PREFIX + kind."""
         self.file(prefix + "file", b"the file", 0o640, owner).dir(prefix + "dir", 0o750, owner)
@@ -95,7 +99,7 @@ class Layer:
         for key, value in (xattrs or {}).items():
             if self.ordinary:
                 key = key.replace("trusted.overlay.", "user.overlay.")
-                if key.startswith(("trusted.", "security.")) or mode is None:
+                if key.startswith(("trusted.", "security.")) or os.path.islink(path):
                     continue
             os.setxattr(path, key, value, follow_symlinks=False)
         return self

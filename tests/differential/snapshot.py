@@ -63,7 +63,11 @@ def merged(root=b"."):
         found[path] = entry
         if not stat.S_ISDIR(st.st_mode):
             return
-        listed = syscalls.list_directory(path)
+        try:
+            listed = syscalls.list_directory(path)
+        except OSError as e:
+            entry["names"] = errno.errorcode[e.errno]
+            return
         names = [n for n, _, _, _ in listed]
         entry["names"] = sorted(names)
         entry["d_type wrong"], entry["d_ino wrong"] = [], []

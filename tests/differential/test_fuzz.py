@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from differential.fuzz import BATCH, batch
-from differential.fuzz_show import shown
-from differential.fuzz_sides import Arena, Unlike
+from differential.fuzzer.__main__ import one
+from differential.fuzzer.arena import Arena, Unlike
+from differential.fuzzer.show import shown
 from differential.scenarios.found import PROGRAMS
 from support.overlays import VoileOverlay, voile_missing
 
@@ -26,7 +26,7 @@ def arena(filesystems):
 def test_random_programs(arena):
     until, seed, unlike = time.monotonic() + SECONDS, SEED, None
     while time.monotonic() < until and not unlike:
-        unlike = batch(arena, seed, BATCH, until)
+        unlike = one(arena, seed)
         seed += 1
     print(f"{arena.programs} programs, {arena.operations} operations")
     if unlike:

@@ -288,6 +288,8 @@ class CopyUp:
             ofs.origins.pop(number, None)
             node.ino = ofs.map_ino(node.real.layer, number)
             ofs.changed(node)
+            if node.parent is not None:
+                ofs.changed(node.parent)  # lists another number now
         elif not self.origin or not ofs.decodes_origin:
             ofs.origins[ofs.stat(node).st_ino] = node.ino
 
@@ -331,6 +333,16 @@ def set_impure(ofs: Overlay, parent: Dir) -> None:
         if exc.errno not in (EOPNOTSUPP, EPERM):
             raise
     parent.impure = True
+
+
+def drop_impure(ofs: Overlay, node: Dir) -> None:
+    """Takes that mark away; best effort, as in the kernel."""
+    assert node.upper is not None
+    try:
+        os.removexattr(xattrs.proc_fd(ofs.fds.fd(node.upper)), ofs.names.impure)
+    except OSError:
+        pass
+    node.impure = False
 
 
 def copy_data(src: int, dst: int, size: int, *, sparse: bool = True) -> None:

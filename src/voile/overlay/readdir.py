@@ -20,6 +20,7 @@ from mmap import mmap
 
 from voile.linux import files
 from voile.overlay import namei, whiteout
+from voile.overlay.copy_up import drop_impure
 from voile.overlay.inode import Dir
 from voile.overlay.layers import RealDir
 
@@ -64,7 +65,10 @@ def batches(ofs: Overlay, node: Dir) -> Iterator[list[Entry]]:
     for real in reals:
         # Elsewhere whiteouts that are attributes are listed (ovl_dir_read_merged).
         files_too = node.xwhiteouts and real.layer.xwhiteouts and seen is not None
-        for batch in _raw_batches(ofs, real, asked=True):
+        raw = _raw_batches(ofs, real, asked=True)
+        if node.impure and len(reals) == 1:
+            raw = _still_impure(ofs, node, raw)
+        for batch in raw:
             if ofs.aufs:
                 batch = [entry for entry in batch if entry[0][:4] != whiteout.AUFS_PREFIX]
             yield _shown(ofs, node, real, seen, batch, files_too)
@@ -155,6 +159,24 @@ def _constant_ino(ofs: Overlay, node: Dir, real: RealDir, name: bytes, ino: int,
         # An entry that cannot be looked up is still listed (ovl_cache_update).
         pass
     return ofs.map_ino(real.layer, ino)
+
+
+def _still_impure(ofs: Overlay, node: Dir, raw: Iterator[list[Entry]]) -> Iterator[list[Entry]]:
+    """The same entries; takes the mark away when no entry shows another number (`ovl_cache_get_impure`).
+
+    Only of a directory that is read in one go: nobody may put something there meanwhile.
+    """
+    first, second = next(raw, []), next(raw, None)
+    (real,) = node.reals
+    layer = real.layer
+    if second is None and layer.index == 0 and ofs.writable:
+        number = ofs.map_ino
+        if all(_constant_ino(ofs, node, real, *entry) == number(layer, entry[1]) for entry in first):
+            drop_impure(ofs, node)
+    yield first
+    if second is not None:
+        yield second
+        yield from raw
 
 
 def holds_nothing(ofs: Overlay, real: RealDir) -> bool:

@@ -159,6 +159,8 @@ def _rehook(node: Node, old_parent: Dir, old_name: bytes, new_parent: Dir, new_n
 
 def _prepare(ofs: Overlay, node: Node, dir_fd: int, new_parent: Dir, same_dir: bool) -> None:
     """Marks what moves, and where to, so that it looks the same in its new place."""
+    if not same_dir and _has_origin(ofs, node):
+        set_impure(ofs, new_parent)
     if isinstance(node, Dir):
         if node.lowers:
             _set_redirect(ofs, node, dir_fd, same_dir)
@@ -169,8 +171,6 @@ def _prepare(ofs: Overlay, node: Node, dir_fd: int, new_parent: Dir, same_dir: b
                 if exc.errno == EOPNOTSUPP:
                     raise OSError(EXDEV, "no attributes in the upper layer") from None
                 raise
-    if not same_dir and _has_origin(ofs, node):
-        set_impure(ofs, new_parent)
 
 
 def _has_origin(ofs: Overlay, node: Node) -> bool:

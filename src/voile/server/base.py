@@ -171,9 +171,9 @@ class Served(Operations):
         return keeps
 
     def attributes_changed(self, node: Node) -> None:
-        """Has the kernel ask for the attributes again."""
+        """Has the kernel ask for the attributes again, and for the listing of a directory."""
         if node.id and node.nlookup > 0:
-            self.session.notify_inval_inode(node.id, -1)
+            self.session.notify_inval_inode(node.id, 0 if node.is_dir else -1)
 
     def new_fh(self) -> int:
         """A number for an open file or directory."""

@@ -2,7 +2,7 @@
 
 import os
 
-from differential.fuzz_program import Program, Slot
+from differential.fuzzer.program import Program, Slot
 
 __all__ = ["PROGRAMS", "Slot", "os"]  # what pasted programs use
 
@@ -51,7 +51,31 @@ PROGRAMS = {
         lowers=[[("dir", b"a")], [("moved", b"b", b"a/f", False)], [("dir", b"a"), ("dir", b"b")]],
         steps=[(0, "list", b"a"), (0, "look", b"a/f")],
     ),
-    # Nothing is marked in the new place of what cannot move.
+    # The new place is marked impure before it is seen that the redirect is too long; a listing of a directory
+    # that is not merged takes the mark away where nothing in it has an origin.
+    "redirect_too_long_into_a_lower_directory": Program(
+        options=("redirect_dir=on",),
+        lowers=[[("file", b"a/b/g"), ("dir", b"L" * 200 + b"/" + b"M" * 200)]],
+        steps=[(0, "rename", b"L" * 200 + b"/" + b"M" * 200, b"a/b/b", 0)],
+    ),
+    "impure_until_listed": Program(
+        upper=[("dir", b"a/b"), ("dir", b"c")],
+        lowers=[[("file", b"f"), ("file", b"g")]],
+        steps=[
+            (0, "rename", b"f", b"a/b/f", 0),
+            (0, "rename", b"g", b"c/g", 0),
+            (0, "list", b"a/b"),
+            (0, "unlink", b"a/b/f"),
+            (0, "unlink", b"c/g"),
+            (0, "list", b"a/b"),
+            (0, "create", b"a/b/h", b"x", 0o644),
+        ],
+    ),
+    # A copied-up name of a lower hard link has a new st_ino, which its directory must list.
+    "d_ino_of_a_broken_hard_link": Program(
+        lowers=[[("big", b"a/f"), ("link", b"a/f", b"b/c/g")]],
+        steps=[(0, "list", b"b/c"), (0, "truncate", b"b/c/g", 5)],
+    ),
     "redirect_too_long": Program(
         options=("redirect_dir=on",),
         upper=[("fifo", b"a/b/g")],

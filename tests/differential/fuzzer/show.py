@@ -2,7 +2,7 @@
 
 import re
 
-from differential.fuzz_program import OPENING, USERS, Slot
+from differential.fuzzer.program import OPENING, REMOUNT, SEGMENT, USERS, Slot
 
 _RUN = re.compile(rb"(.{1,16}?)\1{9,}", re.DOTALL)
 
@@ -31,7 +31,9 @@ def source(value):
 def shown(program, name):
     """What to paste, and where."""
     text = f"# for PROGRAMS in scenarios/found.py:\n{entry(program, name)}"
-    if any(step[1] in ("remount", "restack", "forget") for step in program.steps):
+    if program.data or isinstance(program.lowers_on, tuple) or program.upper is None:
+        return text
+    if any(step[1] in SEGMENT + REMOUNT for step in program.steps):
         return text
     return f"{text}\n# or a scenario for scenarios/:\n{scenario(program, name)}"
 

@@ -6,7 +6,7 @@ mounts at a tenth of a second this takes half a minute instead of five.
 
 import time
 
-from differential.fuzz_sides import Unlike
+from differential.fuzzer.arena import Unlike
 
 
 def shrink(arena, program, difference, seconds=60):
@@ -28,7 +28,8 @@ def shrink(arena, program, difference, seconds=60):
     while before != best[0] and time.monotonic() < until:
         before = best[0]
         _shorten(still, lambda: best[0].steps, lambda steps: best[0]._replace(steps=steps))
-        _shorten(still, lambda: best[0].upper, lambda upper: best[0]._replace(upper=upper))
+        if best[0].upper:
+            _shorten(still, lambda: best[0].upper, lambda upper: best[0]._replace(upper=upper))
         for n in range(len(best[0].lowers)):
             _shorten(
                 still,
@@ -66,7 +67,7 @@ def _simplify(still, best):
         for m, call in enumerate(layer):
             changed = _with(best[0].lowers[n], m, _plain(call))
             still(best[0]._replace(lowers=_with(best[0].lowers, n, changed)))
-    for m, call in enumerate(best[0].upper):
+    for m, call in enumerate(best[0].upper or ()):
         still(best[0]._replace(upper=_with(best[0].upper, m, _plain(call))))
 
 

@@ -1,0 +1,73 @@
+"""`make fuzz MINUTES=n`: random programs on the kernel's overlayfs and on voile, until time is up."""
+
+import argparse
+import gc
+import hashlib
+import random
+import signal
+import sys
+import time
+
+from differential.fuzzer.arena import Arena, Unlike
+from differential.fuzzer.draw import program
+from differential.fuzzer.show import shown
+from differential.fuzzer.shrink import shrink
+from support.filesystems import Filesystems
+from support.namespace import ISOLATION
+
+
+def one(arena, seed, chosen=None):
+    """Plays the program of a seed: the shrunk one that shows a difference and its Unlike, or None."""
+    try:
+        arena.run(program(seed, chosen=chosen))
+    except Unlike as e:
+        return shrink(arena, e.program, e)
+    return None
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="make fuzz", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seed", type=int, help="of the first program (default: random)")
+    parser.add_argument("--programs", type=int, help="end after so many")
+    parser.add_argument("--differences", type=int, default=1, help="end after so many")
+    parser.add_argument("--options", help="mount options in place of drawn ones")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    ISOLATION.enter()
+    filesystems = Filesystems()
+    arena = Arena(filesystems)
+    number = random.SystemRandom().randrange(1 << 32) if arguments.seed is None else arguments.seed
+    last = number + (arguments.programs or 1 << 62)
+    chosen = arguments.options and arguments.options.split(",")
+    gc.freeze()  # the forked children leave those pages alone
+    start = told = time.monotonic()
+    until = start + 60 * arguments.minutes
+    found = 0
+    try:
+        while time.monotonic() < until and found < arguments.differences and number < last:
+            unlike = one(arena, number, chosen)
+            if unlike:
+                found += 1
+                less, difference = unlike
+                name = "found_" + hashlib.sha1(repr(less).encode()).hexdigest()[:6]
+                print(f"\nseed {number}: a difference\n{difference}\n\n{shown(less, name)}", flush=True)
+            number += 1
+            now = time.monotonic()
+            if unlike or now - told > 60 or now > until or number == last:
+                told = now
+                print(
+                    f"{(now - start) / 60:.1f} min: {arena.programs} programs, {arena.operations} steps, "
+                    f"{found} differences (next seed {number})",
+                    flush=True,
+                )
+    finally:
+        filesystems.close()
+    for line in ISOLATION.leftovers():
+        print("left behind:", line)
+        found += 1
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Layers from plain data."""
+
+import os
+import stat
+
+from differential.actors import kind_of
+
+
+def build(layer, calls, below):
+    """Makes what can be made; what cannot (its name is taken, its parent is a file) is left out.
+
+    `below`: the roots of the layers below, built already.
+    """
+    for method, *arguments in calls:
+        special = SPECIAL.get(method)
+        if special:
+            special(layer, *arguments)
+        elif _free(layer, arguments[0]) or (
+            method in ("dir", "opaque") and _inside(layer, arguments[0]) and _is_dir(layer, arguments[0])
+        ):
+            getattr(layer, method)(*arguments)
+    _without_stale_whiteouts(layer, below)
+    layer.settle()
+
+
+def _without_stale_whiteouts(layer, below):
+    """Where nothing is merged the kernel lists whiteouts, and cannot remove what holds them; voile can."""
+    for directory, names, files in os.walk(layer.root):
+        relative = os.path.relpath(directory, layer.root)
+        parents = [] if relative == b"." else relative.split(b"/")
+        prefixes = [b"/".join(parents[: n + 1]) for n in range(len(parents))]
+        if all(_merges(layer, prefix, below) for prefix in prefixes):
+            continue
+        for name in names + files:
+            path = os.path.join(directory, name)
+            if kind_of(path) == stat.S_IFCHR and os.lstat(path).st_rdev == 0:
+                os.unlink(path)
+
+
+def _merges(layer, path, below):
+    marks = {name.rpartition(".")[2] for name in os.listxattr(_at(layer, path))}
+    if marks & {"opaque", "redirect"}:
+        return False
+    kinds = [kind for root in below if (kind := kind_of(os.path.join(root, path))) is not None]
+    return kinds[:1] == [stat.S_IFDIR]
+
+
+def _link(layer, old, new):
+    if _free(layer, new) and kind_of(_at(layer, old)) not in (None, stat.S_IFDIR) and _inside(layer, old):
+        layer.link(old, new)
+
+
+def _big(layer, name):
+    """Too big to be copied up in passing."""
+    if _free(layer, name):
+        layer.file(name, b"0123456789abcdef" * 20_000)
+
+
+def _moved(layer, old, new, relative):
+    """What rename(2) leaves of a lower directory: a whiteout, and a directory that redirects there."""
+    if not (_free(layer, old) and _free(layer, new)) or new.startswith(old + b"/") or old == new:
+        return
+    same_parent = os.path.dirname(old) == os.path.dirname(new)
+    value = os.path.basename(old) if relative and same_parent else b"/" + old
+    layer.whiteout(old)
+    layer.dir(new, 0o755, (0, 0), {"trusted.overlay.redirect": value})
+
+
+def _redirected(layer, name, value):
+    """A redirect of any kind, also one that no rename leaves."""
+    if _free(layer, name):
+        layer.dir(name, 0o755, (0, 0), {"trusted.overlay.redirect": value})
+
+
+def _xwhiteout(layer, directory, name):
+    """The form of a whiteout for layers that lie on an overlay themselves."""
+    if _inside(layer, directory) and kind_of(_at(layer, directory)) in (None, stat.S_IFDIR):
+        path = directory + b"/" + name
+        if _free(layer, path):
+            layer.file(path, b"", 0o644, (0, 0), {"trusted.overlay.whiteout": b"y"})
+            layer.dir(directory, 0o755, (0, 0), {"trusted.overlay.opaque": b"x"})
+
+
+def _metacopy(layer, name, redirect):
+    """A file whose data is below, perhaps in another place, perhaps nowhere."""
+    if _free(layer, name):
+        marks = {"trusted.overlay.metacopy": b""}
+        if redirect is not None:
+            marks["trusted.overlay.redirect"] = redirect
+        layer.sparse(name, 320_000).mark(name, marks)
+
+
+SPECIAL = {
+    "link": _link,
+    "big": _big,
+    "moved": _moved,
+    "redirected": _redirected,
+    "xwhiteout": _xwhiteout,
+    "metacopy": _metacopy,
+}
+
+
+def _at(layer, name):
+    return os.path.join(layer.root, name)
+
+
+def _is_dir(layer, name):
+    return kind_of(_at(layer, name)) == stat.S_IFDIR
+
+
+def _inside(layer, name):
+    """Every directory on the way is one of the layer's own, or is still missing."""
+    parts = name.split(b"/")[:-1]
+    kinds = [kind_of(_at(layer, b"/".join(parts[: n + 1]))) for n in range(len(parts))]
+    return all(kind in (None, stat.S_IFDIR) for kind in kinds)
+
+
+def _free(layer, name):
+    return _inside(layer, name) and kind_of(_at(layer, name)) is None

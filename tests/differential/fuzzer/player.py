@@ -1,0 +1,156 @@
+"""Plays steps on a mount: knows the processes and their open files."""
+
+import os
+import stat
+
+from differential.actors import Actor, kind_of
+from differential.fuzzer.picks import concrete
+from differential.fuzzer.program import OPENING, REMOUNT, USERS, Slot
+from support import syscalls
+
+MS_RDONLY, MS_REMOUNT = 1, 32
+# Which arguments of a verb are paths that are looked at afterwards.
+PATHS = {
+    **dict.fromkeys(
+        "open create mkdir mknod unlink rmdir chmod chown utime touch truncate setxattr removexattr "
+        "read readlink getxattr list access".split(),
+        (0,),
+    ),
+    **dict.fromkeys(("link", "rename"), (0, 1)),
+    "symlink": (1,),
+    "link_fd": (1,),
+}
+ON_FILES = frozenset(
+    "pread fread pwrite write ftruncate fchmod fchown futimens fsetxattr fgetxattr fsync fdatasync seek "
+    "fallocate copy_file_range sendfile at relist getdents rest link_fd".split()
+)
+
+
+class Player:
+    """One segment of a program, in the process that stands in the root of the mount."""
+
+    def __init__(self, program, point, names):
+        self.root = Actor()
+        self.point, self.names = point, names
+        self.looks, self.daemon, self.upper = program.looks, program.daemon, program.upper
+        self.processes = {0: self.root}
+        self.slots = {}
+        self.flags = MS_RDONLY if "ro" in program.options or program.upper is None else 0
+
+    def step(self, step, skip):
+        """(the step without picks, log entries): the first entry is the step's own, the others are looks."""
+        step = concrete(step, self.names, self.slots)
+        who, verb, *arguments = step
+        self.root.log = []
+        if verb in REMOUNT:
+            return step, [(f"{verb}()", self._remount(verb))]
+        if skip or not self._worth(who, verb, arguments):
+            return step, [(f"{verb} left out", None)]
+        process = self._process(who)
+        slot = arguments.pop(0).number if verb in OPENING else None
+        filled = [self._fill(who, a) for a in arguments]
+        if slot is not None and (who, slot) in self.slots:
+            self._close(who, slot)
+        value = process.do(verb, filled, self._open_ones(verb, arguments, filled))
+        if slot is not None:
+            self.slots[who, slot] = (verb, value)
+        if verb in ("close", "munmap") and isinstance(arguments[0], Slot):
+            self.slots.pop((who, arguments[0].number), None)
+        self.names.note(verb, filled, value, not _failed(self.root.log))
+        if self.looks:
+            self._look(verb, filled)
+        return step, self.root.log
+
+    def _process(self, who):
+        if who not in self.processes:
+            self.processes[who] = self.root.process(*USERS[who])
+        return self.processes[who]
+
+    def _remount(self, verb):
+        """ "forget" changes nothing but what the kernel has cached: dentries and inodes are shrunk."""
+        if verb == "rw" and self.upper is None:
+            return None  # refused by the kernel's overlayfs, while FUSE asks nobody
+        flags = {"forget": self.flags, "ro": MS_RDONLY, "rw": 0}[verb]
+        try:
+            syscalls.mount(None, self.point, None, MS_REMOUNT | flags)
+        except OSError as e:
+            return os.strerror(e.errno)
+        self.flags = flags
+        return None
+
+    def _fill(self, who, argument):
+        if isinstance(argument, Slot):
+            return self.slots.get((who, argument.number), (None, None))[1]
+        return argument
+
+    def _close(self, who, slot):
+        verb, value = self.slots.pop((who, slot))
+        if value is not None:
+            process = self.processes[who]
+            (process.close if verb == "open" else process.munmap)(value)
+            self.root.log.pop()
+
+    def _open_ones(self, verb, arguments, filled):
+        if not self.looks or verb not in ON_FILES:
+            return []
+        found = [v for argument, v in zip(arguments, filled) if isinstance(argument, Slot) and v is not None]
+        return list(dict.fromkeys(found))
+
+    def _look(self, verb, filled):
+        paths = [filled[index] for index in PATHS.get(verb, ())]
+        for each in dict.fromkeys(p for path in paths for p in (path, os.path.dirname(path) or b".")):
+            self.root.look(each)
+
+    def _worth(self, who, verb, arguments):
+        """False for steps that would wait, or differ by a decision (see accepted)."""
+        check = WORTH.get(verb)
+        return check(self, who, arguments) if check else True
+
+    def _rename(self, who, arguments):
+        # Over a directory that is not empty: refused by both, but the kernel has copied up and marked the
+        # source by then when the target is a pure upper one.
+        old, new, flags = arguments
+        if not flags and kind_of(old) == kind_of(new) == stat.S_IFDIR:
+            try:
+                return not os.listdir(new)
+            except OSError:
+                return False
+        return True
+
+    def _write(self, who, arguments):
+        # Set-id bits that a file got while it was open stay with the kernel when root writes; with voile
+        # they go: who writes through FUSE passthrough is not known.
+        if who != 0:
+            return True
+        fds = [self._fill(who, each) for each in arguments if isinstance(each, Slot)]
+        return not any(fd is not None and os.fstat(fd).st_mode & 0o6000 for fd in fds)
+
+    def _mwrite(self, who, arguments):
+        # FUSE sets the times when the page is written back, not when it is first written to.
+        return "passthrough=off" not in self.daemon
+
+    def _open(self, who, arguments):
+        # A listing is read once for all who have the directory open, and sets the access time.
+        return not (arguments[2] & os.O_NOATIME and os.path.isdir(arguments[1]))
+
+    def _no_fifo(self, who, arguments):
+        # It would wait for somebody at the other end.
+        try:
+            return not stat.S_ISFIFO(os.stat(arguments[0]).st_mode)
+        except OSError:
+            return True
+
+
+WORTH = {
+    "rename": Player._rename,
+    **dict.fromkeys(
+        ("pwrite", "write", "copy_file_range", "fallocate", "ftruncate", "sendfile"), Player._write
+    ),
+    "mwrite": Player._mwrite,
+    "open": Player._open,
+    **dict.fromkeys(("read", "create"), Player._no_fifo),
+}
+
+
+def _failed(log):
+    return bool(log) and isinstance(log[0][1], str) and log[0][1].startswith("E")
