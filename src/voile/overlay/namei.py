@@ -234,7 +234,8 @@ class _Search:
                 st = os.stat(component, dir_fd=parent_fd, follow_symlinks=False)
             except OSError as exc:
                 if exc.errno in _MISSING:
-                    self.stop = ofs.aufs and component in whiteout.aufs_names(real, parent_fd)
+                    if ofs.aufs and component in whiteout.aufs_names(real, parent_fd):
+                        self.stop = True
                     return None
                 raise
             if not stat.S_ISDIR(st.st_mode):

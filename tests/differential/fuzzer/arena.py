@@ -16,7 +16,7 @@ import voile
 from differential import snapshot
 from differential.actors import die_with_parent
 from differential.fuzzer.accepted import accepted, kernel_oddity, without_ghosts
-from differential.fuzzer.program import segments
+from differential.fuzzer.program import Pick, segments
 from differential.fuzzer.side import ManyLayers, Side, look
 from support import fsck, mountinfo
 from support.namespace import ISOLATION
@@ -148,7 +148,8 @@ class Match:
         self.steps = list(program.steps)
 
     def concrete(self):
-        return self.program._replace(steps=self.steps)
+        """What has been played, without picks."""
+        return self.program._replace(steps=[s for s in self.steps if not any(isinstance(x, Pick) for x in s)])
 
     def close(self):
         for each in self.overlays:
@@ -270,7 +271,8 @@ class Numbers:
 
 def comparable(program):
     """A pair of Numbers where inode numbers can be compared in steps."""
-    if program.on not in NO_REUSE:
+    if program.on not in NO_REUSE or "userxattr" in program.options:
+        # user.* attributes are for files and directories only: the copies of others have no origin.
         return None
     if program.lowers_on and "xino=on" not in program.options:
         # Without xino the kernel gives directories numbers of the moment; voile always has constant ones.

@@ -27,9 +27,7 @@ def _without_stale_whiteouts(layer, below):
     """Where nothing is merged the kernel lists whiteouts, and cannot remove what holds them; voile can."""
     for directory, names, files in os.walk(layer.root):
         relative = os.path.relpath(directory, layer.root)
-        parents = [] if relative == b"." else relative.split(b"/")
-        prefixes = [b"/".join(parents[: n + 1]) for n in range(len(parents))]
-        if all(_merges(layer, prefix, below) for prefix in prefixes):
+        if relative == b"." or _merges(layer.root, relative, below):
             continue
         for name in names + files:
             path = os.path.join(directory, name)
@@ -37,12 +35,26 @@ def _without_stale_whiteouts(layer, below):
                 os.unlink(path)
 
 
-def _merges(layer, path, below):
-    marks = {name.rpartition(".")[2] for name in os.listxattr(_at(layer, path))}
-    if marks & {"opaque", "redirect"}:
-        return False
-    kinds = [kind for root in below if (kind := kind_of(os.path.join(root, path))) is not None]
-    return kinds[:1] == [stat.S_IFDIR]
+def _merges(root, path, below):
+    """Whether directories of lower layers lie below this one; redirects are taken for an end."""
+    stack = [root, *below]
+    for part in path.split(b"/"):
+        directories = []
+        for place in (os.path.join(each, part) for each in stack):
+            kind = kind_of(place)
+            if kind == stat.S_IFDIR:
+                directories.append(place)
+            if kind not in (None, stat.S_IFDIR) or (kind and _ends(place)):
+                break
+        stack = directories
+        if len(stack) < 2 or not stack[0].startswith(root + b"/"):
+            return False
+    return True
+
+
+def _ends(directory):
+    marks = {name.rpartition(".")[2]: name for name in os.listxattr(directory)}
+    return "redirect" in marks or ("opaque" in marks and os.getxattr(directory, marks["opaque"]) == b"y")
 
 
 def _link(layer, old, new):

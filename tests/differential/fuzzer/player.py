@@ -125,6 +125,13 @@ class Player:
         fds = [self._fill(who, each) for each in arguments if isinstance(each, Slot)]
         return not any(fd is not None and os.fstat(fd).st_mode & 0o6000 for fd in fds)
 
+    def _sendfile(self, who, arguments):
+        # Within one file it reads what it has just written, more or less.
+        fds = [self._fill(who, each) for each in arguments[:2]]
+        if None in fds:
+            return True
+        return os.fstat(fds[0]).st_ino != os.fstat(fds[1]).st_ino and self._write(who, arguments)
+
     def _mwrite(self, who, arguments):
         # FUSE sets the times when the page is written back, not when it is first written to.
         return "passthrough=off" not in self.daemon
@@ -144,8 +151,9 @@ class Player:
 WORTH = {
     "rename": Player._rename,
     **dict.fromkeys(
-        ("pwrite", "write", "copy_file_range", "fallocate", "ftruncate", "sendfile"), Player._write
+        ("pwrite", "write", "copy_file_range", "fallocate", "ftruncate"), Player._write
     ),
+    "sendfile": Player._sendfile,
     "mwrite": Player._mwrite,
     "open": Player._open,
     **dict.fromkeys(("read", "create"), Player._no_fifo),

@@ -71,6 +71,10 @@ PROGRAMS = {
             (0, "create", b"a/b/h", b"x", 0o644),
         ],
     ),
+    # An opaque directory on the way to where a redirect leads hides what is below it.
+    "opaque_on_the_way_of_a_redirect": Program(
+        lowers=[[("moved", b"a/a", b"b/f", True)], [("opaque", b"a")], [("socket", b"a/a/b")]],
+    ),
     # A copied-up name of a lower hard link has a new st_ino, which its directory must list.
     "d_ino_of_a_broken_hard_link": Program(
         lowers=[[("big", b"a/f"), ("link", b"a/f", b"b/c/g")]],
