@@ -30,8 +30,8 @@ class Layer:
     """One layer of the union.
 
     `index` is 0 for the upper directory and counts lower layers from 1, top to
-    bottom.  `fsid` numbers the file systems below the mount from 0 (the upper's),
-    as `ovl_get_fsid` does.
+    bottom.  `fsid` numbers the file systems below the mount, the lower ones from 1
+    and the upper's 0, as `ovl_get_fsid` does.
     """
 
     __slots__ = ("index", "path", "fsid", "dev", "uuid", "root", "mount_fd", "decodes", "xwhiteouts")

@@ -111,7 +111,7 @@ def _shown(
     layer = real.layer
     upper = layer.index == 0
     merged = len(node.reals) > 1
-    plain = layer.fsid == 0 or ofs.samefs
+    plain = ofs.samefs
     hidden = _hidden(ofs, real)
     for name, ino, kind in batch:
         if seen is not None:

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 __all__ = ["LostData", "MountError", "Overlay"]
 
+_FILEID_INO32_GEN = 1
+# Odd, so that no two numbers become one by the multiplication (Knuth's multiplicative hash).
+_MIX = 0x9E3779B97F4A7C15
 _DIR_READ = (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY
 # What a caller may ask of an open file that is passed on to the real one.  Not O_DIRECT: the kernel does that
 # itself in passthrough, and our buffers are not aligned for it.
@@ -50,22 +53,25 @@ class LostData(OSError):
 class FileSystem:
     """One file system below the mount."""
 
-    __slots__ = ("fsid", "dev", "fd", "uuid", "decodes")
+    __slots__ = ("fsid", "dev", "fd", "uuid", "decodes", "ino32")
 
     def __init__(self, fsid: int, dev: int, root_fd: int) -> None:
         self.fsid = fsid
         self.dev = dev
         self.fd = os.open(b".", _DIR_READ, dir_fd=root_fd)
         self.uuid = files.fs_uuid(self.fd)
-        self.decodes = self._decodes_handles()
+        self.decodes = self.ino32 = False
+        self._try_handles()
 
-    def _decodes_handles(self) -> bool:
+    def _try_handles(self) -> None:
+        """`ovl_can_decode_fh`: whether file handles work, and are those of 32-bit inode numbers."""
         try:
             _mount, kind, handle = files.name_to_handle_at(self.fd, b"", files.AT_EMPTY_PATH)
             os.close(files.open_by_handle_at(self.fd, kind, handle, os.O_PATH))
         except OSError:
-            return False
-        return True
+            return
+        self.decodes = True
+        self.ino32 = kind == _FILEID_INO32_GEN and len(handle) == 8
 
 
 class Overlay:
@@ -167,8 +173,7 @@ class Overlay:
         for index, place in enumerate(layout.lowers, 1):
             self.lowers.append(self._layer(index, place, private_tree(place)))
         self.samefs = len(self.filesystems) == 1
-        # As ovl_get_layers: the bits for the number of file systems, and one reserved.
-        self._ino_shift = 64 - ((len(self.filesystems) - 1).bit_length() + 1) + 1
+        self._ino_shift = self._xino_shift()
         layers = self.lowers if self.upper_fd < 0 else [self.upper_layer, *self.lowers]
         self.namelen = max(os.fstatvfs(layer.root.fd).f_namemax for layer in layers)
         for path in self.params.hidden:
@@ -191,11 +196,22 @@ class Overlay:
         for layer in (self.upper_layer, *self.lowers):
             layer.uuid = None
 
+    def _xino_shift(self) -> int:
+        """How far the number of a file system is shifted in st_ino (`ovl_get_layers`).
+
+        One bit between it and the real number is reserved for the kernel's numbers that do not last.
+        """
+        if all(each.ino32 for each in self.filesystems.values()):
+            return 33
+        return 64 - max(each.fsid for each in self.filesystems.values()).bit_length()
+
     def _layer(self, index: int, place: Place, root_fd: int) -> Layer:
         dev = place.key[0]
         known = self.filesystems.get(dev)
         if known is None:
-            known = self.filesystems[dev] = FileSystem(len(self.filesystems), dev, root_fd)
+            # 0 is the upper's also where there is none.
+            fsid = len(self.filesystems) + (self.upper_fd < 0)
+            known = self.filesystems[dev] = FileSystem(fsid, dev, root_fd)
         layer = Layer(index, place.path, root_fd, known.fsid, known.fd)
         layer.uuid, layer.decodes = known.uuid, known.decodes
         return layer
@@ -357,11 +373,15 @@ class Overlay:
         """The st_ino that callers see for a real one (`ovl_map_dev_ino`).
 
         On several file systems the number of the file system is put into bits that real
-        numbers do not use; a number that does use them is left as it is.
+        numbers do not use.  For one that does, the kernel has another st_dev, or a number that does not
+        last; we have neither, and put as much of a hash as there is room for behind the reserved bit.
         """
-        if self.samefs or ino >> (self._ino_shift - 1):
+        if self.samefs:
             return ino
-        return ino | layer.fsid << self._ino_shift
+        shift = self._ino_shift
+        if ino >> (shift - 1):
+            ino = 1 << (shift - 1) | (ino * _MIX & 0xFFFFFFFFFFFFFFFF) >> (65 - shift)
+        return ino | layer.fsid << shift
 
     def stat(self, node: Node) -> os.stat_result:
         """The status of a node's real object."""
