@@ -2,6 +2,10 @@
 
 import errno
 import os
+import signal
+import time
+import traceback
+from functools import partial
 
 from concurrency.crowd import tolerate
 from concurrency.names import BIG, SMALL, Race, put
@@ -379,4 +383,181 @@ class Attributes(Race):
                 assert balance.get((name, attribute), 0) == (attribute in here), (name, attribute)
 
 
-RACES = [Appended, CopiedUp, Truncated, Unlinked, Attributes]
+class Stats(Race):
+    """stat(2) shows what a file is after the last change, whoever lists and looks it up meanwhile."""
+
+    FILES = ["small", "big", "made"]
+
+    def build(self, lowers):
+        put(lowers[0] / "dir/small", SMALL)
+        put(lowers[1] / "dir/big", BIG)
+
+    def begin(self, root):
+        put(root / "dir/made", b"")
+
+    def join(self, crowd, root):
+        self.turns = {name: crowd.turn() for name in self.FILES}
+        for name in self.FILES:
+            crowd.add(f"changes {name}", lambda actor, name=name: self.change(actor, root / "dir", name))
+        crowd.add("stats", lambda actor: self.see(actor, root / "dir"), threads=2)
+
+    @staticmethod
+    def expected(count):
+        """Mode, size and mtime after so many changes."""
+        return 0o600 | count % 64, count % 50 * 1000, count
+
+    def change(self, actor, directory, name):
+        turn, path = self.turns[name], directory / name
+        while actor.going():
+            mode, size, mtime = self.expected(turn.made + 1)
+            with turn:
+                os.chmod(path, mode)
+                if actor.random.randrange(2):
+                    os.truncate(path, size)
+                else:
+                    with open(path, "wb", buffering=0) as file:
+                        file.write(b"x" * size)
+                os.utime(path, (mtime, mtime))
+            actor.pause()
+
+    def see(self, actor, directory):
+        fds = {name: os.open(directory / name, os.O_RDONLY) for name in self.FILES}
+
+        def scanned(name):
+            with os.scandir(directory) as entries:
+                return next(entry.stat() for entry in entries if entry.name == name)
+
+        ways = [lambda name: os.stat(directory / name), lambda name: os.fstat(fds[name]), scanned]
+        while actor.going():
+            name = actor.random.choice(self.FILES)
+            look = partial(actor.random.choice(ways), name)
+            seen = self.turns[name].at_rest(look)
+            if seen is None or seen[0] == 0:
+                actor.pause(0.0005)
+                continue
+            st = seen[1]
+            found = st.st_mode & 0o777, st.st_size, st.st_mtime_ns / 1e9
+            assert found == self.expected(seen[0]), (name, look, found, self.expected(seen[0]))
+        for fd in fds.values():
+            os.close(fd)
+
+
+class Linked(Staged):
+    """Names of one lower file are copied up at the same time: one file with an index, else each its own."""
+
+    COUNT = 32
+    NAMES = ["a/f", "b/f", "b/g"]
+
+    def content(self, number):
+        return b"%07d\n" % number * (64, 40_000)[number % 2]
+
+    def build(self, lowers):
+        for number in range(self.COUNT):
+            paths = [lowers[0] / f"{name}{number}" for name in self.NAMES]
+            put(paths[0], self.content(number))
+            paths[1].parent.mkdir(exist_ok=True)
+            for path in paths[1:]:
+                os.link(paths[0], path)
+
+    def join(self, crowd, root):
+        for slot in range(len(self.NAMES)):
+            crowd.add(f"writes by name {slot}", lambda actor, slot=slot: self.write(actor, root, slot))
+        crowd.add("changes by name", lambda actor: self.change(actor, root))
+
+    def write(self, actor, root, slot):
+        written, count = {}, 0
+        while actor.going():
+            number = self.stage(actor.crowd, self.COUNT)
+            with open(root / f"{self.NAMES[slot]}{number}", "r+b", buffering=0) as file:
+                count += 1
+                os.pwrite(file.fileno(), b"%07d!" % count, slot * SLOT)
+                written[number] = count
+            data = (root / f"{self.NAMES[slot]}{number}").read_bytes()
+            assert data[slot * SLOT :][:8] == b"%07d!" % count, (number, slot)
+            assert data[3 * SLOT :] == self.content(number)[3 * SLOT :], (number, slot, len(data))
+        return written
+
+    def change(self, actor, root):
+        while actor.going():
+            path = root / f"{actor.random.choice(self.NAMES)}{self.stage(actor.crowd, self.COUNT)}"
+            if actor.random.randrange(2):
+                os.chmod(path, actor.random.choice((0o644, 0o664)))
+            else:
+                os.link(path, root / "link")
+                os.unlink(root / "link")
+
+    def check(self, root, results):
+        for number in range(self.COUNT):
+            paths = [root / f"{name}{number}" for name in self.NAMES]
+            last = [results[f"writes by name {slot}"][0].get(number) for slot in range(len(paths))]
+            for at, path in enumerate(paths):
+                data = bytearray(self.content(number))
+                for slot, count in enumerate(last):
+                    if count and (self.indexed or slot == at):
+                        data[slot * SLOT : slot * SLOT + 8] = b"%07d!" % count
+                assert path.read_bytes() == data, (number, at)
+            if self.indexed:
+                assert {(os.stat(path).st_ino, os.stat(path).st_nlink) for path in paths} == {
+                    (os.stat(paths[0]).st_ino, len(paths))
+                }, number
+
+
+class Killed(Staged):
+    """Processes are interrupted and killed in the middle of anything: files stay whole, nothing is kept."""
+
+    COUNT = 40
+
+    def content(self, number):
+        return b"%07d\n" % number * (64, 60_000)[number % 2]
+
+    def build(self, lowers):
+        for number in range(self.COUNT):
+            put(lowers[number % 2] / f"d/f{number}", self.content(number))
+
+    def join(self, crowd, root):
+        for number in range(2):
+            crowd.add(f"is killed {number}", lambda actor: self.kill(actor, root))
+
+    def kill(self, actor, root):
+        while actor.going():
+            lifetime = 0.02 * actor.random.random()
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    signal.signal(signal.SIGALRM, lambda *_: None)
+                    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0007)
+                    self.work(actor, root)
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    os._exit(1)
+            time.sleep(lifetime)
+            os.kill(pid, signal.SIGKILL)
+            _pid, status = os.waitpid(pid, 0)
+            assert status == signal.SIGKILL, status
+
+    def work(self, actor, root):
+        missing = tolerate(errno.ENOENT, errno.EEXIST, errno.EINTR)
+        while True:
+            number = self.stage(actor.crowd, self.COUNT)
+            path = root / f"d/f{number}"
+            what = actor.random.randrange(6)
+            if what < 2:
+                missing(path.open, "r+b")
+            elif what == 2:
+                path.read_bytes()
+            elif what == 3:
+                missing(os.rename, path, path)
+                missing(os.link, path, root / "link")
+            elif what == 4:
+                missing(os.unlink, root / "link")
+            else:
+                os.listdir(root / "d")
+
+    def check(self, root, results):
+        for number in range(self.COUNT):
+            assert (root / f"d/f{number}").read_bytes() == self.content(number), number
+        assert len(os.listdir(root / "d")) == self.COUNT
+
+
+RACES = [Appended, CopiedUp, Truncated, Unlinked, Attributes, Stats, Linked, Killed]

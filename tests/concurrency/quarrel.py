@@ -5,6 +5,7 @@ import shutil
 
 from concurrency import files, listings, names
 from concurrency.crowd import Crowd
+from differential import snapshot
 from support import fsck
 from support.users import in_child
 from support.wait import wait_until
@@ -71,5 +72,9 @@ def sound(layers, options, kernel_overlay, voile_overlay):
     if "volatile" in options:
         shutil.rmtree(layers.work / "work/incompat")
     assert fsck.complaints(layers, options) == []
-    shown = options.replace("passthrough=off", "").replace("volatile", "").strip(",")
-    fsck.same_tree(layers, kernel_overlay, voile_overlay, shown)
+    without = options.replace("passthrough=off", "").replace("volatile", "").strip(",")
+    expected = fsck.shown(kernel_overlay(layers), without)
+    found = fsck.shown(voile_overlay(layers), without)
+    # Without an index the lower names of a hard link go their own ways.
+    ignore = () if "index=on" in options else ("one device", "ino", "nlink", "d_ino wrong")
+    assert snapshot.differences(expected, found, ignore) == []

@@ -7,9 +7,9 @@ from concurrency.quarrel import GROUPS, ended_well, quarrel, sound
 SECONDS = 2
 OPTIONS = [
     "volatile,redirect_dir=on",
-    "volatile,passthrough=off",
-    "redirect_dir=on,passthrough=off",
+    "passthrough=off,redirect_dir=on",
     "",
+    "volatile,index=on,redirect_dir=on",
 ]
 
 
