@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from .namespace import ISOLATION
 
 ROOT = Path(__file__).resolve().parents[2]
 GENERIC = {"ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1024}
+LOST_LINE = re.compile(r"^voile: [-0-9T:]+Z: the file system of '.*' .*has lost data: .*\n", re.MULTILINE)
 START_TIMEOUT = 20
 STOP_TIMEOUT = 20
 
@@ -84,6 +86,8 @@ class VoileOverlay:
     """`voile mount -f`, one process per mount, whose stderr must stay empty."""
 
     name = "voile"
+    # Whether it may say, once, that data has been lost: where tests lose some.
+    may_lose = False
     program = (str(ROOT / "voile"),)
 
     def __init__(self, layers):
@@ -118,7 +122,16 @@ class VoileOverlay:
         return self.process.pid
 
     def output(self):
-        """What it has said so far."""
+        """What it has said so far, but for the line (see `log_line`) that data has been lost, if it may."""
+        said = self._said()
+        return LOST_LINE.sub("", said, count=1) if self.may_lose else said
+
+    def log_line(self):
+        """The line that says that data has been lost, or None."""
+        found = LOST_LINE.search(self._said())
+        return found and found[0]
+
+    def _said(self):
         size = os.fstat(self.log.fileno()).st_size
         return os.pread(self.log.fileno(), size, 0).decode(errors="backslashreplace")
 

@@ -16,8 +16,9 @@ usage: voile run [--name NAME] [--lower DIR] [-o OPTS] [--] COMMAND [ARGUMENT...
        voile discard NAME...
        voile mount [-f] [-d] -o OPTIONS MOUNTPOINT
        voile umount [-l] MOUNTPOINT
-       voile status [--json] [MOUNTPOINT]
+       voile status [--json] [--watch] [MOUNTPOINT]
        voile sync MOUNTPOINT
+       voile shutdown MOUNTPOINT
        voile check UPPER [--work DIR] [--lower DIR]... [--userxattr] [--fix] [--json]
        voile SOURCE MOUNTPOINT -o OPTIONS        (as mount.fuse3 calls it)
        voile -o OPTIONS MOUNTPOINT               (as container engines call it)
@@ -25,7 +26,7 @@ usage: voile run [--name NAME] [--lower DIR] [-o OPTS] [--] COMMAND [ARGUMENT...
 'voile COMMAND --help' says more about one of them.
 """
 
-COMMANDS = ("mount", "umount", "status", "sync", "run", "list", "discard", "check")
+COMMANDS = ("mount", "umount", "status", "sync", "shutdown", "run", "list", "discard", "check")
 
 
 def main(argv: list[str] | None = None) -> int:

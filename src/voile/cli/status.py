@@ -12,14 +12,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-HELP = """usage: voile status [--json] [MOUNTPOINT]
+    from voile.linux.mountinfo import Mount
+
+HELP = """usage: voile status [--json] [--watch] [MOUNTPOINT]
 
 Say how voile mounts are: whether data was lost, what was omitted, what is in force.
+
+  --json     one JSON object
+  --watch    go on until MOUNTPOINT is unmounted: on a terminal in place, else whenever something changes
+             (with --json one object a line)
 
 Exit status: 0 asked; 1 usage, or not permitted to ask; 32 not a voile mount.
 """
 
-_OPTIONS: Options = {(b"--json",): FLAG, (b"-h", b"--help"): FLAG}
+_OPTIONS: Options = {(b"--json",): FLAG, (b"--watch",): FLAG, (b"-h", b"--help"): FLAG}
 
 
 def main(words: list[bytes]) -> int:
@@ -31,24 +37,41 @@ def main(words: list[bytes]) -> int:
     if len(arguments.operands) > 1:
         raise UsageError(f"at most one mount point can be given, not {len(arguments.operands)}")
     as_json = b"--json" in arguments
+    watching = b"--watch" in arguments
     if arguments.operands:
-        return _one(arguments.operands[0], as_json)
+        return _one(arguments.operands[0], as_json, watching)
+    if watching:
+        raise UsageError("--watch needs a mount point")
     return _all(as_json)
 
 
-def _one(point: bytes, as_json: bool) -> int:
+def _one(point: bytes, as_json: bool, watching: bool) -> int:
     shown = os.fsdecode(point)
     mount = mounts.find(point)
     if mount is None:
         report.say(f"{shown}: not a mount point")
         return report.MOUNT_FAILURE
     try:
+        if watching:
+            return _watch(mount, as_json)
         status = mounts.ask(mount)
+    except KeyboardInterrupt:
+        return report.OK  # the usual end of watching
     except OSError as error:
         report.say(f"{shown}: {mounts.why(mount, error)}")
         return report.exit_status(error)
     report.tell(_json({"version": 1, **status}) if as_json else human(status))
     return report.OK
+
+
+def _watch(mount: Mount, as_json: bool) -> int:
+    from voile.cli.watch import is_terminal, watch
+
+    if as_json:
+        import json
+
+        return watch(mount, lambda status: json.dumps({"version": 1, **status}) + "\n", in_place=False)
+    return watch(mount, human, in_place=is_terminal())
 
 
 def _all(as_json: bool) -> int:
@@ -93,6 +116,8 @@ def human(status: dict[str, Any]) -> str:
         add("work", status["workdir"])
     add("daemon", f"pid {status['pid']}, up {_duration(status['uptime_s'])}")
     add("syncs", _syncs(status))
+    if status["errors"] not in (None, "continue"):
+        add("errors", status["errors"])
     add("passthrough", "yes" if status["passthrough"] else "no")
     return "".join(line.replace("\n", "\\n") + "\n" for line in lines)
 
@@ -100,8 +125,11 @@ def human(status: dict[str, Any]) -> str:
 def _state(status: dict[str, Any]) -> str:
     error = status["error"]
     if status["state"] == "failed" and error is not None:
-        return f"FAILED: the upper file system has lost data ({error['name']}, first seen {error['since']})"
+        text = f"FAILED: the upper file system has lost data ({error['name']}, first seen {error['since']})"
+        return f"{text}; read-only since then" if status["read_only"] else text
     words = [status["state"]]
+    if status["state"] == "shutdown" and error is not None and status["pid"] is not None:
+        words.append(f"the upper file system has lost data ({error['name']}, first seen {error['since']})")
     if status["volatile"]:
         words.append("volatile")
     return ", ".join(words)

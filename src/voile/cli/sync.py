@@ -14,7 +14,8 @@ HELP = """usage: voile sync MOUNTPOINT
 Ask whether data has been lost since the mount. On a volatile mount nothing is synced; on others the upper
 file system is, first. The answer is exact on every mount, also where sync -f is not asked of voile.
 
-Exit status: 0 nothing was lost; 1 usage; 32 not a voile mount; 74 the upper file system has lost data.
+Exit status: 0 nothing was lost; 1 usage; 32 not a voile mount; 74 the upper file system has lost data, or the
+mount has been shut down.
 """
 
 _OPTIONS: Options = {(b"-h", b"--help"): FLAG}
@@ -44,7 +45,7 @@ def main(words: list[bytes]) -> int:
         return report.LOST_DATA
     except OSError as error:
         report.say(f"{shown}: {mounts.why(mount, error)}")
-        return report.exit_status(error)
+        return report.LOST_DATA if error.errno == errno.EIO else report.exit_status(error)
     return report.OK
 
 

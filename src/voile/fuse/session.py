@@ -50,6 +50,7 @@ class Session:
         self.request = Request()
         self._destroyed = False
         self._handlers: list[Handler] = [not_implemented] * 64
+        self._agreed = list(self._handlers)
         #: Handle the request of the given length that was read into `buffer`.
         self.process: Callable[[int], None] = self._make_process(self.request, self.buffer)
 
@@ -83,7 +84,15 @@ class Session:
         trace = self.config.trace
         if trace is not None:
             self._handlers[:] = [_traced(handler, trace) for handler in table]
+        self._agreed = list(self._handlers)
         self.operations.init(negotiated)
+
+    def exchange(self, make: Callable[[int, Handler], Handler]) -> None:
+        """Have other handlers answer, from the next request on: `make(opcode, handler)` gives each of them.
+
+        It is called with the handlers that `start` set up. In any thread.
+        """
+        self._handlers[:] = [make(opcode, handler) for opcode, handler in enumerate(self._agreed)]
 
     def dispatch(self, raw: bytes) -> None:
         """Run the request *raw*, kept from `Operations.unexpected`, as if it had just been read."""
@@ -136,6 +145,16 @@ class Session:
     def notify_store(self, nodeid: int, offset: int, data: bytes) -> bool:
         """Put *data* into the page cache of a file. False when the kernel does not know the node."""
         return self._notify(abi.NOTIFY_STORE, abi.NOTIFY_STORE_OUT.pack(nodeid, offset, len(data)) + data)
+
+    def notify_inc_epoch(self) -> bool:
+        """Have the kernel look up every name anew. False before Linux 6.16, which cannot do that."""
+        try:
+            self._notify(abi.NOTIFY_INC_EPOCH, b"")
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            return False
+        return True
 
     def _notify(self, code: int, body: bytes) -> bool:
         try:

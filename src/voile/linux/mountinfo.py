@@ -49,6 +49,16 @@ def read(path: bytes = b"/proc/self/mountinfo") -> list[Mount]:
         return [Mount(line) for line in file]
 
 
+def containing(path: bytes, mountinfo: bytes = b"/proc/self/mountinfo") -> Mount | None:
+    """The mount that an absolute path without symlinks is in, as the path says."""
+    best = None
+    for mount in read(mountinfo):
+        inside = (path + b"/").startswith(mount.mountpoint.rstrip(b"/") + b"/")
+        if inside and (best is None or len(mount.mountpoint) >= len(best.mountpoint)):
+            best = mount
+    return best
+
+
 def find(mount_id: int, path: bytes = b"/proc/self/mountinfo") -> Mount | None:
     """The mount with this id (`Statx.mnt_id`), None when it is not in the namespace (detached, for one)."""
     prefix = b"%d " % mount_id

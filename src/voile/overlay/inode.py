@@ -217,6 +217,10 @@ class NodeTable:
         """The node of a request; a forgotten number is a KeyError, a bug of ours."""
         return self._nodes[nodeid]
 
+    def all(self) -> list[tuple[int, Node]]:
+        """All nodes with their numbers, as they are now. In any thread."""
+        return list(self._nodes.items())
+
     def known(self, nodeid: int) -> bool:
         """Whether the kernel still refers to this number."""
         return nodeid in self._nodes

@@ -24,6 +24,7 @@ from voile.linux.mount import (
     MS_STRICTATIME,
     MS_SYNCHRONOUS,
 )
+from voile.volatile import policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Params:
     lowerdir            lower layers, top first
     upperdir, workdir   None on a read-only mount
     fsync               "auto", "strict" or "volatile" (`volatile` is the same as fsync=volatile)
+    errors, error_code  what a volatile mount does when data has been lost (see volatile.policy)
+    poll                seconds between two looks whether data has been lost; 0: only when somebody syncs
     userxattr           user.overlay.* in place of trusted.overlay.*
     redirect_dir        "on", "follow" or "nofollow", after `check` ("off" is resolved there)
     xino                "on", "off" or "auto"
@@ -60,10 +63,9 @@ class Params:
     """
 
     __slots__ = (
-        "allow_other", "aufs_whiteouts", "cpu_follow", "default_permissions", "fsync", "fuseblk", "hidden",
-        "index",
-        "lowerdir", "ms_flags", "passthrough", "readonly", "redirect_dir", "source", "subtype",
-        "timeout", "upperdir", "userxattr", "uuid", "workdir", "xino",
+        "allow_other", "aufs_whiteouts", "cpu_follow", "default_permissions", "error_code", "errors", "fsync",
+        "fuseblk", "hidden", "index", "lowerdir", "ms_flags", "passthrough", "poll", "readonly",
+        "redirect_dir", "source", "subtype", "timeout", "upperdir", "userxattr", "uuid", "workdir", "xino",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -71,6 +73,9 @@ class Params:
         self.upperdir: bytes | None = None
         self.workdir: bytes | None = None
         self.fsync = "auto"
+        self.errors = policy.CONTINUE
+        self.error_code = policy.LATEST
+        self.poll = 1.0
         self.userxattr = False
         self.redirect_dir = ""
         self.xino = "auto"
@@ -110,6 +115,9 @@ class Params:
                 self.fsync = "auto"
         elif self.workdir is None:
             raise UsageError("option 'workdir' is missing (upperdir needs one on the same file system)")
+        elif self.errors != policy.CONTINUE and not self.volatile:
+            # It has no error state of its own: each error is told to those who sync.
+            raise UsageError(f"option 'errors={self.errors}' needs 'volatile'")
         self._make_absolute()
         if self.userxattr:
             # user.* xattrs can be set by anybody who may write a layer: never follow those redirects.
@@ -317,14 +325,17 @@ def _fsync(params: Params, name: bytes, value: bytes | None) -> None:
     params.fsync = known[value]
 
 
-def _timeout(params: Params, name: bytes, value: bytes | None) -> None:
-    try:
-        seconds = float(_need(name, value))
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 1 << 32:  # also refuses nan; fuse_entry_out counts seconds in a u64
-        raise UsageError(f"option 'timeout': '{_text(value or b'')}' is not a number of seconds")
-    params.timeout = seconds
+def _seconds(attribute: str) -> Handler:
+    def handler(params: Params, name: bytes, value: bytes | None) -> None:
+        try:
+            seconds = float(_need(name, value))
+        except ValueError:
+            seconds = -1.0
+        if not 0 <= seconds < 1 << 32:  # also refuses nan; fuse_entry_out counts seconds in a u64
+            raise UsageError(f"option '{_text(name)}': '{_text(value or b'')}' is not a number of seconds")
+        setattr(params, attribute, seconds)
+
+    return handler
 
 
 def _context(params: Params, name: bytes, value: bytes | None) -> None:
@@ -356,6 +367,9 @@ _TABLE: dict[bytes, Handler] = {
     # overlay
     b"volatile": _flag("fsync", "volatile"),
     b"fsync": _fsync,
+    b"errors": _choice("errors", *policy.ERRORS),
+    b"error_code": _choice("error_code", *policy.ERROR_CODES),
+    b"poll": _seconds("poll"),
     b"userxattr": _flag("userxattr", True),
     b"redirect_dir": _choice("redirect_dir", "on", "follow", "nofollow", "off"),
     b"xino": _choice("xino", "on", "off", "auto"),
@@ -370,7 +384,7 @@ _TABLE: dict[bytes, Handler] = {
     # FUSE
     b"allow_other": _flag("allow_other", True),
     b"default_permissions": _flag("default_permissions", True),
-    b"timeout": _timeout,
+    b"timeout": _seconds("timeout"),
     b"fsname": _path("source"),
     b"subtype": _path("subtype"),
     b"passthrough": _on_off("passthrough"),

@@ -23,6 +23,7 @@ from voile.overlay.layout import Layout, MountError, Place, private_pair, privat
 from voile.overlay.params import Params
 from voile.overlay.whiteout import Maker, is_aufs_opaque
 from voile.volatile import marker, probe
+from voile.volatile.policy import Policy
 from voile.volatile.sync_status import SyncStatus
 
 TYPE_CHECKING = False
@@ -162,7 +163,8 @@ class Overlay:
             if exc.errno not in (ENOENT, ENOTDIR, ELOOP):
                 raise
         if self.volatile:
-            self.sync = SyncStatus(True, probe.create(self._locks[1], self.params.userxattr))
+            policy = Policy(self.params.errors, self.params.error_code)
+            self.sync = SyncStatus(True, probe.create(self._locks[1], self.params.userxattr), policy)
 
     def _open_layers(self, layout: Layout) -> None:
         if layout.upper is not None and layout.work is not None:

@@ -107,7 +107,7 @@ class Run:
             return error.status
         state = self._ask()
         still_used = self._leave(home)
-        verdict = "unknown" if state is None else state["state"]
+        verdict = "unknown" if state is None else "failed" if _has_failed(state) else state["state"]
         self._record(sandbox, {**meta, "ended": _now(), "exit_status": status, "verdict": verdict})
         return self._report(sandbox, state, still_used, status)
 
@@ -204,16 +204,22 @@ class Run:
         _say(f"verdict: {_verdict_text(state)}")
         if status == 0 and state is None:
             return OWN_FAILURE
-        if status == 0 and state is not None and state["state"] == "failed":
+        if status == 0 and state is not None and _has_failed(state):
             return FAILED_UPPER
         return status
+
+
+def _has_failed(state: dict[str, Any]) -> bool:
+    return state["state"] in ("failed", "shutdown")
 
 
 def _verdict_text(state: dict[str, Any] | None) -> str:
     if state is None:
         return "UNKNOWN: the daemon died while the command ran"
-    if state["state"] == "failed":
-        error = state["error"] or {}
+    if _has_failed(state):
+        error = state["error"]
+        if error is None:
+            return "FAILED: the mount was shut down; do not rely on the results"
         reason = f"{error.get('name', 'EIO')}, first seen {error.get('since', 'unknown')}"
         return f"FAILED: the upper file system has lost data ({reason}); do not rely on the results"
     return "ok: the upper file system has reported no error (nothing was forced to disk)"

@@ -41,6 +41,19 @@ class Waiting(Exception):
         self.waiters = waiters
 
 
+class Seen:
+    """Where the daemon sees its own mount: `path`, st_dev, and the mountinfo that shows it."""
+
+    __slots__ = ("device", "mountinfo", "path")
+
+    def __init__(self, target: bytes, device: tuple[int, int], tid: int) -> None:
+        """`tid`: the thread whose mount namespace `target` is in, 0 for our own."""
+        base = b"/proc/self/task/%d/" % tid if tid else b"/proc/thread-self/"
+        self.path = base + b"root" + target
+        self.device = os.makedev(*device)
+        self.mountinfo = base + b"mountinfo"
+
+
 class Served(Operations):
     """An overlay and its session."""
 
@@ -51,6 +64,8 @@ class Served(Operations):
         self.overlay = overlay
         self.params = params
         self.fuse_type = "fuse"
+        # None: the daemon does not see its own mount.
+        self.seen: Seen | None = None
         self.started = time.monotonic()
         self.negotiated: Negotiated | None = None
         timeout = _FOREVER if params.timeout is None else params.timeout

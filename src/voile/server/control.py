@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
         def status(self) -> dict[str, Any]: ...
         def sync(self) -> Any: ...
+        def shut_down(self, uid: int, pid: int) -> Any: ...
 
     Late = Callable[[], bytes]
 
@@ -43,6 +44,9 @@ _IOC_READ_WRITE = 3
 # _IOWR('V', 1, char[SIZE]) of <asm-generic/ioctl.h>
 COMMAND = _IOC_READ_WRITE << 30 | SIZE << 16 | ord("V") << 8 | 1
 
+# Another one that is answered: _IOR('X', 125, __u32), the same as XFS_IOC_GOINGDOWN.
+FS_IOC_SHUTDOWN = 0x8004587D
+
 _MAGIC = b"voil"
 _VERSION = 1
 _HEAD = struct.Struct("=4sHHQQ")
@@ -51,9 +55,11 @@ _ROOM = SIZE - _HEAD.size
 STATUS = 1
 VERSION = 2
 SYNC = 3
-_QUESTIONS = frozenset((STATUS, VERSION, SYNC))
-# Those that anybody may ask who can open the root: fsync(2) would tell him as well.
-_PUBLIC = frozenset((SYNC,))
+SHUTDOWN = 4
+_QUESTIONS = frozenset((STATUS, VERSION, SYNC, SHUTDOWN))
+# Those that anybody may ask who can open the root: fsync(2) would tell him as well, and SHUTDOWN has its own
+# rule.
+_PUBLIC = frozenset((SYNC, SHUTDOWN))
 
 # Answers being fetched in pieces; who is slower than this many others starts again.
 _KEPT_ANSWERS = 8
@@ -71,8 +77,10 @@ class Control:
         self._token = 0
         self._answers: dict[int, bytes] = {}
 
-    def handle(self, uid: int, command: int, data: bytes | memoryview) -> bytes | Late:
+    def handle(self, uid: int, command: int, data: bytes | memoryview, pid: int = 0) -> bytes | Late:
         """Answer one FUSE_IOCTL of a caller with this uid; or return what finds the answer, in any thread.
+
+        `pid`: his thread, 0 when it cannot be known.
 
         Raises OSError: ENOTTY for an ioctl that is not ours, EPERM for a caller who is neither root nor the
         owner, EINVAL for a question of another version, ESTALE when the kept answer has been dropped.
@@ -91,17 +99,19 @@ class Control:
             if answer is None or offset >= len(answer):
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
             return self._piece(answer, token, offset)
-        found = self._ask(question)
+        found = self._ask(question, uid, pid)
         if callable(found):
             return lambda: _one_piece(found())
         answer = found if isinstance(found, bytes) else _json(found)
         return self._piece(answer, self._keep(answer) if len(answer) > _ROOM else 0, 0)
 
-    def _ask(self, question: int) -> Any:
+    def _ask(self, question: int, uid: int, pid: int) -> Any:
         if question == STATUS:
             return self._state.status()
         if question == SYNC:
             return self._state.sync()
+        if question == SHUTDOWN:
+            return self._state.shut_down(uid, pid)
         from voile import __version__
 
         return __version__.encode()
@@ -169,6 +179,15 @@ def status(mountpoint: bytes) -> dict[str, Any]:
     return {"mountpoint": os.fsdecode(mountpoint), **_ask_at(mountpoint, STATUS)}
 
 
+def shutdown(mountpoint: bytes) -> None:
+    """Shut the mount at `mountpoint` down: everything on it fails with EIO, until it is unmounted.
+
+    Raises OSError: EPERM for a caller who is neither the owner (an ordinary user) nor has CAP_SYS_ADMIN, as
+    `ask`, or when the mount point cannot be opened.
+    """
+    _ask_at(mountpoint, SHUTDOWN)
+
+
 class LostData(OSError):
     """The upper file system has lost data since the mount; `errno` says how."""
 
@@ -178,8 +197,8 @@ def sync(mountpoint: bytes) -> bool:
 
     A volatile mount syncs nothing for that, any other one syncs its upper file system first. The answer is
     exact on every mount and for everybody, while syncfs(2) does not reach the daemon of every mount.
-    Return whether data has been synced. Raises LostData; OSError as `ask`, or when the mount point cannot be
-    opened.
+    Return whether data has been synced. Raises LostData; OSError as `ask`, EIO when the mount has been shut
+    down, or when the mount point cannot be opened.
     """
     answer = _ask_at(mountpoint, SYNC)
     error = answer["error"]

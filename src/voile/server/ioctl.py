@@ -17,12 +17,8 @@ if TYPE_CHECKING:
     from voile.overlay.inode import Node
     from voile.overlay.super import Overlay
 
-FILE_ATTRIBUTES = (
-    fileattr.FS_IOC_GETFLAGS,
-    fileattr.FS_IOC_SETFLAGS,
-    fileattr.FS_IOC_FSGETXATTR,
-    fileattr.FS_IOC_FSSETXATTR,
-)
+CHANGING_FILE_ATTRIBUTES = (fileattr.FS_IOC_SETFLAGS, fileattr.FS_IOC_FSSETXATTR)
+FILE_ATTRIBUTES = (fileattr.FS_IOC_GETFLAGS, fileattr.FS_IOC_FSGETXATTR, *CHANGING_FILE_ATTRIBUTES)
 
 
 def file_attributes(overlay: Overlay, node: Node, cmd: int, data: bytes, out_size: int) -> bytes:

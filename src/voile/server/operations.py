@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import time
+from errno import EIO, EROFS
 
 from voile.fuse import abi, replies
 from voile.overlay.params import Params
 from voile.overlay.super import Overlay
-from voile.server.control import Control
+from voile.server.control import FS_IOC_SHUTDOWN, Control
 from voile.server.dirs import DirOperations
-from voile.server.files import FileOperations
-from voile.server.ioctl import FILE_ATTRIBUTES, file_attributes
+from voile.server.failure import FailureOperations
+from voile.server.ioctl import CHANGING_FILE_ATTRIBUTES, FILE_ATTRIBUTES, file_attributes
 from voile.server.names import NameOperations
+from voile.volatile import policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from voile.fuse.requests import Request
 
 
-class OverlayOperations(NameOperations, FileOperations, DirOperations):
+class OverlayOperations(NameOperations, FailureOperations, DirOperations):
     """Everything a mount answers."""
 
     def __init__(self, overlay: Overlay, params: Params) -> None:
@@ -41,6 +43,7 @@ class OverlayOperations(NameOperations, FileOperations, DirOperations):
 
         Who unmounts the overlay may want to unmount what lies below right afterwards.
         """
+        self.poll.stop()
         try:
             self.overlay.close()
         except OSError as exc:
@@ -50,32 +53,59 @@ class OverlayOperations(NameOperations, FileOperations, DirOperations):
         self, req: Request, fh: int, flags: int, cmd: int, arg: int, data: bytes, out_size: int
     ) -> bytes:
         if cmd in FILE_ATTRIBUTES:
-            return file_attributes(self.overlay, self.node(req.nodeid), cmd, data, out_size)
-        answer = self.control.handle(req.uid, cmd, data)
+            return self.file_attributes(req, cmd, data, out_size)
+        if cmd == FS_IOC_SHUTDOWN:
+            return self.ioctl_shutdown(req, arg)
+        answer = self.control.handle(req.uid, cmd, data, req.pid)
         return answer if isinstance(answer, bytes) else self.later(req, answer, replies.ioctl_out)
+
+    def file_attributes(self, req: Request, cmd: int, data: bytes, out_size: int) -> bytes:
+        """lsattr(1), chattr(1): the gate does not know these from control questions."""
+        if self.shutdown is not None:
+            raise OSError(EIO, "shut down")
+        if self.read_only and cmd in CHANGING_FILE_ATTRIBUTES:
+            raise OSError(EROFS, os.strerror(EROFS))
+        return file_attributes(self.overlay, self.node(req.nodeid), cmd, data, out_size)
 
     def status(self) -> dict[str, Any]:
         """What `voile status` shows, but for the mount point, which only the asker knows."""
         overlay, params = self.overlay, self.params
         sync = overlay.sync
-        sync.get()
+        if self.shutdown is None:
+            sync.get()
         return {
             "lowerdir": [os.fsdecode(path) for path in params.lowerdir],
             "upperdir": _text(params.upperdir),
             "workdir": _text(params.workdir),
             "pid": os.getpid(),
             "volatile": overlay.volatile,
-            "state": "failed" if sync.errno else "ok" if overlay.writable else "readonly",
+            "state": self._state(),
             "error": _error(sync.errno, sync.since) if sync.errno else None,
+            "errors": sync.policy.errors if overlay.volatile else None,
+            "error_code": sync.policy.error_code if overlay.volatile else None,
+            "read_only": self.read_only,
             "probe": sync.probe.kind,
+            "poll_s": self.poll.seconds or None,
             "syncfs": self._syncfs_quality(),
             "passthrough": self.passthrough,
             "omitted": sync.omitted(),
             "uptime_s": round(time.monotonic() - self.started, 3),
         }
 
+    def _state(self) -> str:
+        if self.shutdown is not None:
+            return "shutdown"
+        if self.overlay.sync.errno:
+            return "failed"
+        return "ok" if self.overlay.writable else "readonly"
+
     def sync(self) -> dict[str, Any] | Callable[[], dict[str, Any]]:
-        """What `voile sync` asks: 0 or the error, without a sync on a volatile mount."""
+        """What `voile sync` asks: 0 or the error, without a sync on a volatile mount.
+
+        Raises OSError EIO after a shutdown, like everything else then.
+        """
+        if self.shutdown is not None:
+            raise OSError(EIO, "shut down")
         sync = self.overlay.sync
         status = sync.get()
         if status <= 0:
@@ -105,5 +135,5 @@ def _text(path: bytes | None) -> str | None:
 def _error(code: int, since: float | None) -> dict[str, Any]:
     from errno import errorcode
 
-    stamp = None if since is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(since))
+    stamp = None if since is None else policy.stamp(since)
     return {"errno": code, "name": errorcode.get(code, str(code)), "since": stamp}

@@ -54,6 +54,7 @@ def serve(
     from voile.fuse.session import Config, Session
     from voile.fuse.workers import WorkerPool
     from voile.overlay.super import Overlay
+    from voile.server.base import Seen
     from voile.server.operations import OverlayOperations
 
     target = _check_target(target)
@@ -84,6 +85,7 @@ def serve(
             keeper = _separate(target) if visible is not None and kind == "fuseblk" else None
             if visible is not None:
                 overlay.mounted(*visible, keeper.tid if keeper is not None else os.getpid())
+                operations.seen = Seen(target, visible, keeper.tid if keeper is not None else 0)
             if ready is not None:
                 ready()
             if keeper is not None:
@@ -97,6 +99,7 @@ def serve(
         overlay.abort()
         raise
     try:
+        operations.poll.start()
         _loop(session, pool, params, target, on_signal, keeper)
     finally:
         os.close(fd)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 
+from voile.volatile.policy import Policy
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from voile.volatile.probe import Probe
 
 _COUNTERS = ("fsync", "fdatasync", "fsyncdir", "syncfs", "osync")
@@ -15,17 +19,23 @@ class SyncStatus:
     """The sync policy of a mount, and what has become of it.
 
     `errno` is the latest error of the upper file system (0: none since the mount), `since` the time when the
-    first one was noticed. `fsync`, `fdatasync`, `fsyncdir`, `syncfs`, `osync` count the sync calls that were
-    answered without syncing: who skips one adds 1.
+    first one was noticed; `failed` is called then, once. `fsync`, `fdatasync`, `fsyncdir`, `syncfs`, `osync`
+    count the sync calls that were answered without syncing: who skips one adds 1.
     """
 
-    __slots__ = ("errno", "fdatasync", "fsync", "fsyncdir", "osync", "probe", "since", "syncfs", "volatile")
+    __slots__ = (
+        "_answer", "errno", "failed", "fdatasync", "fsync", "fsyncdir", "osync", "policy", "probe", "since",
+        "syncfs", "volatile",
+    )  # fmt: skip
 
-    def __init__(self, volatile: bool, probe: Probe) -> None:
+    def __init__(self, volatile: bool, probe: Probe, policy: Policy | None = None) -> None:
         """`probe` is asked on a volatile mount only."""
         self.volatile = volatile
         self.probe = probe
+        self.policy = policy or Policy()
+        self.failed: Callable[[], None] | None = None
         self.errno = 0
+        self._answer = 0
         self.since: float | None = None
         self.fsync = 0
         self.fdatasync = 0
@@ -36,17 +46,24 @@ class SyncStatus:
     def get(self) -> int:
         """1: not volatile, really sync; 0: skip, all is well; -errno: the upper file system has lost data.
 
-        Once failed, it stays failed, with the latest errno.
+        Once failed, it stays failed, with the latest errno (or EIO, if the policy says so).
         """
         if not self.volatile:
             return 1
         code = self.probe.check()
         if code and code != self.errno:
-            if self.since is None:
-                self.since = time.time()
-            self.errno = code
+            self._fail(code)
         # Not `code`: errseq_t repeats after 2**19 errors, and the probe could then look healthy again.
-        return -self.errno
+        return self._answer
+
+    def _fail(self, code: int) -> None:
+        first = self.since is None
+        if first:
+            self.since = time.time()
+        self.errno = code
+        self._answer = -self.policy.answer(code)
+        if first and self.failed is not None:
+            self.failed()
 
     def omitted(self) -> dict[str, int]:
         """The counters by name."""

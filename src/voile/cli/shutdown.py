@@ -1,0 +1,44 @@
+"""`voile shutdown`: make everything on a mount fail, until it is unmounted."""
+
+from __future__ import annotations
+
+import os
+
+from voile.cli import mounts, report
+from voile.cli.arguments import FLAG, Options, parse
+from voile.overlay.params import UsageError
+
+HELP = """usage: voile shutdown MOUNTPOINT
+
+Everything on the mount fails with EIO from now on, also for files that are open. Nothing is synced.
+Unmounting works; the marker of a volatile mount stays.
+
+Exit status: 0 shut down; 1 usage or permission; 32 not a voile mount.
+"""
+
+_OPTIONS: Options = {(b"-h", b"--help"): FLAG}
+
+
+def main(words: list[bytes]) -> int:
+    """Run `voile shutdown`."""
+    arguments = parse(words, _OPTIONS)
+    if b"-h" in arguments:
+        report.tell(HELP)
+        return report.OK
+    if len(arguments.operands) != 1:
+        raise UsageError(f"one mount point is needed, {len(arguments.operands)} operands given")
+    point = arguments.operands[0]
+    shown = os.fsdecode(point)
+    mount = mounts.find(point)
+    if mount is None:
+        report.say(f"{shown}: not a mount point")
+        return report.MOUNT_FAILURE
+
+    from voile.server import control
+
+    try:
+        control.shutdown(mount.mountpoint)
+    except OSError as error:
+        report.say(f"{shown}: {mounts.why(mount, error)}")
+        return report.exit_status(error)
+    return report.OK

@@ -1,0 +1,41 @@
+"""Looks at the error probe now and then, also when nobody syncs.
+
+A signal from a timer, since it costs nothing while requests are served: the loop waits in readv(2), which the
+signal interrupts. (A second thread, even one that sleeps, makes each system call and each turn of the
+interpreter lock a bit slower; a timerfd would need a poll(2) before each request.) The handler runs in the
+thread of the loop, between two steps of whatever that does.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # the C half of `signal`, whose other half imports enum
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Poll:
+    """Calls `look` every `seconds`, from `start` to `stop`, in the main thread. It must not raise."""
+
+    def __init__(self, seconds: float, look: Callable[[], object]) -> None:
+        self.seconds = seconds
+        self._look = look
+        self._on = False
+
+    def start(self) -> None:
+        """Begin, unless the period is 0. In the main thread."""
+        if self.seconds:
+            self._on = True
+            _signal.signal(_signal.SIGALRM, self._tick)
+            _signal.setitimer(_signal.ITIMER_REAL, self.seconds, self.seconds)
+
+    def stop(self) -> None:
+        """No more calls."""
+        if self._on:
+            self._on = False
+            _signal.setitimer(_signal.ITIMER_REAL, 0)
+
+    def _tick(self, _number: int, _frame: object) -> None:
+        if self._on:  # a last signal may be on its way
+            self._look()

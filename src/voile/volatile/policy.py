@@ -1,0 +1,50 @@
+"""What a volatile mount does when its upper file system has lost data: `errors=` and `error_code=`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+# Sync calls fail, everything else goes on, as on the kernel's volatile overlayfs.
+CONTINUE = "continue"
+# Besides, nothing can be changed any more: EROFS.
+REMOUNT_RO = "remount-ro"
+# Nothing works any more: EIO.
+SHUTDOWN = "shutdown"
+ERRORS = (CONTINUE, REMOUNT_RO, SHUTDOWN)
+
+# Sync calls fail with the latest error of the file system, or always with EIO.
+LATEST = "latest"
+EIO = "eio"
+ERROR_CODES = (LATEST, EIO)
+
+
+class Policy:
+    """The options, checked: `errors` is one of ERRORS, `error_code` one of ERROR_CODES."""
+
+    __slots__ = ("error_code", "errors")
+
+    def __init__(self, errors: str = CONTINUE, error_code: str = LATEST) -> None:
+        self.errors = errors
+        self.error_code = error_code
+
+    def answer(self, code: int) -> int:
+        """The errno that a sync call returns after the errno `code` of the file system."""
+        return errno.EIO if self.error_code == EIO else code
+
+
+def stamp(seconds: float) -> str:
+    """A time as it is shown: RFC 3339, UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def message(code: int, since: float, upper: str, errors: str) -> str:
+    """The line that is logged, once, for a failed mount. `upper`: its file system, as the user knows it."""
+    name = errno.errorcode.get(code, str(code))
+    consequence = {
+        CONTINUE: "sync calls fail from now on",
+        REMOUNT_RO: "the mount is read-only from now on",
+        SHUTDOWN: "the mount is shut down",
+    }[errors]
+    return f"{stamp(since)}: {upper} has lost data: {os.strerror(code)} ({name}); {consequence}"
