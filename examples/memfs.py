@@ -83,7 +83,7 @@ class MemoryFS(Operations):
         content[offset : offset + len(data)] = data
         return len(data)
 
-    def readdir(self, req, fh, offset, size):
+    def readdir(self, req, fh, offset, size, flags):
         records = replies.DirentBuffer(size, plus=False)
         for off, (name, node) in enumerate(list(self.nodes[req.nodeid].content.items())[offset:], offset + 1):
             if not records.add(node.ino, off, stat.S_IFMT(node.mode) >> 12, name):

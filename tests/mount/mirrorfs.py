@@ -246,10 +246,10 @@ class MirrorFS(Operations):
             ]
         return replies.open_out(fd, abi.FOPEN_CACHE_DIR)
 
-    def readdir(self, req, fh, offset, size):
+    def readdir(self, req, fh, offset, size, flags):
         return self.list(req, fh, offset, replies.DirentBuffer(size, False))
 
-    def readdirplus(self, req, fh, offset, size):
+    def readdirplus(self, req, fh, offset, size, flags):
         return self.list(req, fh, offset, replies.DirentBuffer(size, True))
 
     def list(self, req, fh, offset, records):

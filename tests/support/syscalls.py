@@ -13,6 +13,7 @@ MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 4096, 16384, 1 << 18
 MNT_DETACH = 2
 AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
+AT_HANDLE_FID = 0x200
 RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT = 1, 2, 4
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 FALLOC_FL_COLLAPSE_RANGE, FALLOC_FL_ZERO_RANGE, FALLOC_FL_INSERT_RANGE = 8, 16, 32
@@ -129,11 +130,32 @@ def list_directory(path):
         os.close(fd)
 
 
-def file_handle(path):
+class Statx:
+    """What os.stat does not show. Times in nanoseconds."""
+
+    def __init__(self, buffer):
+        self.mask, _blksize, self.attributes = struct.unpack_from("=IIQ", buffer)
+        (self.mode,) = struct.unpack_from("=H", buffer, 28)
+        (self.attributes_mask,) = struct.unpack_from("=Q", buffer, 56)
+        seconds, nanoseconds = struct.unpack_from("=qI", buffer, 80)
+        self.btime = seconds * 10**9 + nanoseconds
+        (self.mnt_id,) = struct.unpack_from("=Q", buffer, 144)
+
+
+def statx(path, mask=0xFFFF):
+    """statx(2) of a path, symlinks not followed, or of a descriptor."""
+    buffer = ctypes.create_string_buffer(256)
+    where, name = (path, b"") if isinstance(path, int) else (AT_FDCWD, os.fsencode(path))
+    flags = AT_EMPTY_PATH if isinstance(path, int) else 0x100
+    _check(_libc.statx(where, name, flags, mask, buffer), path)
+    return Statx(buffer.raw)
+
+
+def file_handle(path, flags=0):
     """(handle_type, handle bytes) of name_to_handle_at(2), symlinks not followed."""
     buffer = ctypes.create_string_buffer(8 + 128)
     struct.pack_into("=Ii", buffer, 0, 128, 0)
     mount_id = ctypes.c_int()
-    _check(_libc.name_to_handle_at(AT_FDCWD, os.fsencode(path), buffer, ctypes.byref(mount_id), 0), path)
+    _check(_libc.name_to_handle_at(AT_FDCWD, os.fsencode(path), buffer, ctypes.byref(mount_id), flags), path)
     length, kind = struct.unpack_from("=Ii", buffer, 0)
     return kind, buffer.raw[8 : 8 + length]

@@ -217,11 +217,11 @@ class Operations:
         """→ `open_out`. ENOSYS: success with fh 0, the listing is cached, never asked again."""
         _missing()
 
-    def readdir(self, req: Request, fh: int, offset: int, size: int) -> Body:
-        """→ `DirentBuffer(size, False).bytes()`; empty at the end."""
+    def readdir(self, req: Request, fh: int, offset: int, size: int, flags: int) -> Body:
+        """→ `DirentBuffer(size, False).bytes()`; empty at the end. *flags*: as for open(2)."""
         _missing()
 
-    def readdirplus(self, req: Request, fh: int, offset: int, size: int) -> Body:
+    def readdirplus(self, req: Request, fh: int, offset: int, size: int, flags: int) -> Body:
         """→ `DirentBuffer(size, True).bytes()`; empty at the end. Without it DO_READDIRPLUS is off."""
         _missing()
 

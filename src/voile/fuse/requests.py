@@ -145,12 +145,12 @@ def _sync(method: Callable[[Request, int, bool], Body]) -> Handler:
     return handle
 
 
-def _listing(method: Callable[[Request, int, int, int], Body]) -> Handler:
+def _listing(method: Callable[[Request, int, int, int, int], Body]) -> Handler:
     unpack = abi.READ_IN.unpack_from
 
     def handle(req: Request, buf: Buffer, size: int) -> Body:
-        fh, offset, room, _, _, _ = unpack(buf, 40)
-        return method(req, fh, offset, room)
+        fh, offset, room, _, _, flags = unpack(buf, 40)
+        return method(req, fh, offset, room, flags)
 
     return handle
 

@@ -276,6 +276,8 @@ class CopyUp:
             ofs.changed(node)
         else:
             self._settle_ino(node)
+            if ofs.births_known:
+                ofs.changed(node)
 
     def _settle_ino(self, node: Node) -> None:
         """Keeps st_ino, except where the copy broke a lower hard link (ovl_getattr).

@@ -52,8 +52,11 @@ def dots(node: Dir) -> list[Entry]:
     return [(b".", node.ino, DT_DIR), (b"..", parent_ino, DT_DIR)]
 
 
-def batches(ofs: Overlay, node: Dir) -> Iterator[list[Entry]]:
+def batches(ofs: Overlay, node: Dir, *, noatime: bool = False) -> Iterator[list[Entry]]:
     """All other entries, some thousand at a time.
+
+    Args:
+        noatime: the caller has asked for O_NOATIME.
 
     Raises:
         OSError: as getdents64(2).
@@ -65,7 +68,7 @@ def batches(ofs: Overlay, node: Dir) -> Iterator[list[Entry]]:
     for real in reals:
         # Elsewhere whiteouts that are attributes are listed (ovl_dir_read_merged).
         files_too = node.xwhiteouts and real.layer.xwhiteouts and seen is not None
-        raw = _raw_batches(ofs, real, asked=True)
+        raw = _raw_batches(ofs, real, asked=not noatime)
         if node.impure and len(reals) == 1:
             raw = _still_impure(ofs, node, raw)
         for batch in raw:

@@ -85,7 +85,7 @@ class Overlay:
     __slots__ = (
         "params", "names", "filesystems", "upper_layer", "lowers", "fds", "nodes", "root",
         "work_fd", "workdir_fd", "upper_fd", "index", "sync", "namelen", "samefs", "hidden", "creds",
-        "whiteouts", "submit", "changed", "origins", "warnings", "writable", "volatile",
+        "whiteouts", "submit", "changed", "births_known", "origins", "warnings", "writable", "volatile",
         "follows_redirects", "aufs", "_ino_shift", "_temp", "_tree_fd", "_locks", "_take_later", "_holder",
         "_made_work", "_active",
     )  # fmt: skip
@@ -113,6 +113,8 @@ class Overlay:
         self.whiteouts = Maker(self)
         self.submit: Submit | None = None
         self.changed: Callable[[Node], None] = lambda node: None
+        # Whether callers remember times of birth, which a copy-up changes.
+        self.births_known = False
         # Upper st_ino → constant st_ino, where origins cannot be decoded.
         self.origins: dict[int, int] = {}
         self.warnings: list[str] = []

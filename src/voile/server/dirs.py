@@ -118,10 +118,10 @@ class Gathering:
 
     __slots__ = ("listing", "waiters", "_batches")
 
-    def __init__(self, overlay: Overlay, node: Dir, number: int) -> None:
+    def __init__(self, overlay: Overlay, node: Dir, number: int, noatime: bool) -> None:
         self.listing = Listing(node, number)
         self.waiters: list[Callable[[int], None]] = []
-        self._batches = readdir.batches(overlay, node)
+        self._batches = readdir.batches(overlay, node, noatime=noatime)
 
     def step(self) -> bool:
         """Works for a short time; whether that was all."""
@@ -158,11 +158,11 @@ class DirOperations(Served):
         cache = abi.FOPEN_CACHE_DIR | abi.FOPEN_KEEP_CACHE if self.params.timeout is None else 0
         return replies.open_out(fh, cache)
 
-    def _after(self, node: Dir, offset: int) -> Iterator[Item]:
-        """A directory's entries behind `offset`; 0 takes them anew."""
+    def _after(self, node: Dir, offset: int, flags: int) -> Iterator[Item]:
+        """A directory's entries behind `offset`; 0 takes them anew.  `flags` are those of its open(2)."""
         listing = self._gathered or (self.listings.get(node.id) if offset else None)
         if listing is None:
-            listing = self._gather(node)
+            listing = self._gather(node, bool(flags & os.O_NOATIME))
         kept = self.listings.get(node.id)
         if kept is not None and kept.number > listing.number:
             listing = kept  # begun later, done earlier: whoever waits for that one must not get less
@@ -183,9 +183,9 @@ class DirOperations(Served):
         if listing.shrink():
             self.pool.soon(lambda: self._free(listing))
 
-    def _gather(self, node: Dir) -> Listing:
+    def _gather(self, node: Dir, noatime: bool) -> Listing:
         self._begun += 1
-        job = Gathering(self.overlay, node, self._begun)
+        job = Gathering(self.overlay, node, self._begun, noatime)
         if job.step():
             return job.listing
         self.pool.soon(lambda: self._go_on(job))
@@ -205,19 +205,19 @@ class DirOperations(Served):
             waiter(code)
         self._gathered = None
 
-    def readdir(self, req: Request, fh: int, offset: int, size: int) -> bytes:
+    def readdir(self, req: Request, fh: int, offset: int, size: int, flags: int) -> bytes:
         buffer = replies.DirentBuffer(size, False)
         add = buffer.add
-        for position, name, ino, kind in self._after(self.dir(req.nodeid), offset):
+        for position, name, ino, kind in self._after(self.dir(req.nodeid), offset, flags):
             if not add(ino, position, kind, name):
                 break
         return buffer.bytes()
 
-    def readdirplus(self, req: Request, fh: int, offset: int, size: int) -> bytes:
+    def readdirplus(self, req: Request, fh: int, offset: int, size: int, flags: int) -> bytes:
         overlay = self.overlay
         node = self.dir(req.nodeid)
         buffer = replies.DirentBuffer(size, True)
-        for position, name, ino, kind in self._after(node, offset):
+        for position, name, ino, kind in self._after(node, offset, flags):
             found = None
             if position >= _FIRST:
                 try:

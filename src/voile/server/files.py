@@ -134,6 +134,8 @@ class FileOperations(Served):
             raise OSError(EISDIR, "is a directory")
         if overlay.fds.full:
             overlay.fds.trim()
+        if flags & os.O_ACCMODE == os.O_ACCMODE:
+            flags &= ~os.O_ACCMODE  # for ioctls alone: neither reading nor writing, no copy-up (OPEN_FMODE)
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             if node.flags:
                 protect.may_open(overlay, node, flags)

@@ -76,6 +76,7 @@ class NameOperations(Served):
         node = self.node(req.nodeid)
         dir_fd, name, at_flags = attr.place(self.overlay, node)
         st = files.statx(dir_fd, name, at_flags, sx_mask | files.STATX_BASIC_STATS)
+        self.overlay.births_known = True
         nlink = attr.shown_nlink(node, st.nlink)
         mapped = req.nodeid in self.mapped
         # The attributes that mean something on any file system; a mount root of a layer is none of ours.
