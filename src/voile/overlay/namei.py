@@ -269,11 +269,12 @@ class _Search:
             return
         assert real.parent is not None
         place = ofs.fds.fd(real.parent), real.name
+        opaque = False
         if ofs.aufs and (
             real.name in whiteout.aufs_names(real.parent, place[0])
             or whiteout.is_aufs_opaque(real, ofs.fds.fd(real))
         ):
-            self.stop = True
+            self.stop = opaque = True
         present = xattrs.listing_at(*place)
         if not present:
             return
@@ -281,14 +282,14 @@ class _Search:
         if names.opaque in present:
             value = xattrs.get_at(*place, names.opaque)
             if value == b"y":
-                self.stop = True
+                self.stop = opaque = True
             elif value == b"x" and not post and real.layer.index != 0:
                 self.xwhiteouts = real.layer.xwhiteouts = True
         if names.impure in present:
             self.impure = True
         if names.origin in present:
             self.origin = True
-        if names.redirect in present and not self.stop and not last:
+        if names.redirect in present and not opaque and not last:
             value = xattrs.get_at(*place, names.redirect)
             if value is not None:
                 _check_redirect(value)

@@ -75,6 +75,10 @@ PROGRAMS = {
     "opaque_on_the_way_of_a_redirect": Program(
         lowers=[[("moved", b"a/a", b"b/f", True)], [("opaque", b"a")], [("socket", b"a/a/b")]],
     ),
+    # A redirect below an opaque directory is not followed, but has to be valid.
+    "invalid_redirect_below_an_opaque_directory": Program(
+        lowers=[[("moved", b"a/b", b"c", False)], [("redirected", b"a/b", b"//a"), ("opaque", b"a")], []],
+    ),
     # A copied-up name of a lower hard link has a new st_ino, which its directory must list.
     "d_ino_of_a_broken_hard_link": Program(
         lowers=[[("big", b"a/f"), ("link", b"a/f", b"b/c/g")]],
