@@ -59,6 +59,13 @@ class Actor(Tree):
     def flook(self, fd):
         return _looked(os.fstat(_fd(fd)))
 
+    def mode(self, fd):
+        """Not a step."""
+        return os.fstat(fd).st_mode
+
+    def number(self, fd):
+        return os.fstat(fd).st_ino
+
     def do(self, verb, arguments, looked=()):
         """A step, and looks at open files afterwards: one message to another process."""
         value = getattr(self, verb)(*arguments)

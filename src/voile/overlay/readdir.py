@@ -141,27 +141,30 @@ def _shown(
 
 def _constant_ino(ofs: Overlay, node: Dir, real: RealDir, name: bytes, ino: int, kind: int) -> int:
     """The st_ino of an upper entry that may come from a lower layer; -1: it is a whiteout."""
+    try:
+        return _looked_up(ofs, node, real, name, ino, kind)
+    except OSError:
+        # An entry that cannot be looked up is still listed (ovl_cache_update).
+        return ofs.map_ino(real.layer, ino)
+
+
+def _looked_up(ofs: Overlay, node: Dir, real: RealDir, name: bytes, ino: int, kind: int) -> int:
     known = node.children.get(name)
     if known is not None:
         return known.ino
-    try:
-        if kind == DT_DIR:
-            found = namei.resolve(ofs, node, name)
-            if found is not None:
-                child = found[0]
-                assert isinstance(child, Dir)
-                ofs.fds.drop(child.reals)
-                return child.ino
-        else:
-            fd = ofs.fds.fd(real)
-            st = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            if kind == DT_REG and not st.st_size and whiteout.has_attribute(ofs.names, fd, name):
-                return -1
-            return namei.upper_ino(ofs, fd, name, st, ofs.map_ino(real.layer, ino))
-    except OSError:
-        # An entry that cannot be looked up is still listed (ovl_cache_update).
-        pass
-    return ofs.map_ino(real.layer, ino)
+    if kind == DT_DIR:
+        found = namei.resolve(ofs, node, name)
+        if found is not None:
+            child = found[0]
+            assert isinstance(child, Dir)
+            ofs.fds.drop(child.reals)
+            return child.ino
+        return ofs.map_ino(real.layer, ino)
+    fd = ofs.fds.fd(real)
+    st = os.stat(name, dir_fd=fd, follow_symlinks=False)
+    if kind == DT_REG and not st.st_size and whiteout.has_attribute(ofs.names, fd, name):
+        return -1
+    return namei.upper_ino(ofs, fd, name, st, ofs.map_ino(real.layer, ino))
 
 
 def _still_impure(ofs: Overlay, node: Dir, raw: Iterator[list[Entry]]) -> Iterator[list[Entry]]:
@@ -174,8 +177,11 @@ def _still_impure(ofs: Overlay, node: Dir, raw: Iterator[list[Entry]]) -> Iterat
     layer = real.layer
     if second is None and layer.index == 0 and ofs.writable:
         number = ofs.map_ino
-        if all(_constant_ino(ofs, node, real, *entry) == number(layer, entry[1]) for entry in first):
-            drop_impure(ofs, node)
+        try:
+            if all(_looked_up(ofs, node, real, *entry) == number(layer, entry[1]) for entry in first):
+                drop_impure(ofs, node)
+        except OSError:
+            pass  # nobody knows what cannot be looked up
     yield first
     if second is not None:
         yield second

@@ -16,12 +16,12 @@ from support.filesystems import Filesystems
 from support.namespace import ISOLATION
 
 
-def one(arena, seed, chosen=None):
+def one(arena, seed, chosen=None, seconds=60):
     """Plays the program of a seed: the shrunk one that shows a difference and its Unlike, or None."""
     try:
         arena.run(program(seed, chosen=chosen))
     except Unlike as e:
-        return shrink(arena, e.program, e)
+        return shrink(arena, e.program, e, seconds)
     return None
 
 
@@ -31,6 +31,7 @@ def main():
     parser.add_argument("--seed", type=int, help="of the first program (default: random)")
     parser.add_argument("--programs", type=int, help="end after so many")
     parser.add_argument("--differences", type=int, default=1, help="end after so many")
+    parser.add_argument("--shrink", type=float, default=60, help="so many seconds at most")
     parser.add_argument("--options", help="mount options in place of drawn ones")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -46,7 +47,7 @@ def main():
     found = 0
     try:
         while time.monotonic() < until and found < arguments.differences and number < last:
-            unlike = one(arena, number, chosen)
+            unlike = one(arena, number, chosen, arguments.shrink)
             if unlike:
                 found += 1
                 less, difference = unlike

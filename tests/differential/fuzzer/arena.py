@@ -6,6 +6,7 @@ import pkgutil
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -14,11 +15,11 @@ import traceback
 
 import voile
 from differential import snapshot
-from differential.actors import die_with_parent
+from differential.actors import die_with_parent, kind_of
 from differential.fuzzer.accepted import accepted, kernel_oddity, without_ghosts
 from differential.fuzzer.program import Pick, segments
 from differential.fuzzer.side import ManyLayers, Side, look
-from support import fsck, mountinfo
+from support import fsck, mountinfo, syscalls
 from support.namespace import ISOLATION
 from support.overlays import KernelOverlay, VoileError, VoileOverlay
 from support.users import ChildFailed
@@ -156,6 +157,9 @@ class Match:
             each.close()
         for each in self.made:
             shutil.rmtree(each, ignore_errors=True)
+            if each.exists():
+                clear_flags(each)
+                shutil.rmtree(each, ignore_errors=True)
 
     def _layers(self):
         program, places = self.program, {}
@@ -253,6 +257,17 @@ class Match:
             "the kernel's layers mounted by voile (expected: what the kernel showed)",
             snapshot.differences(without_ghosts(shown, seen), without_ghosts(seen, shown), ignore),
         )
+
+
+def clear_flags(root):
+    """So that what is immutable can be removed."""
+    for directory, names, files in os.walk(root):
+        for path in (directory, *(os.path.join(directory, name) for name in names + files)):
+            if kind_of(path) in (stat.S_IFREG, stat.S_IFDIR):
+                try:
+                    syscalls.set_flags(path, 0)
+                except OSError:
+                    pass  # a file system without flags
 
 
 def titled(title, lines):

@@ -68,6 +68,12 @@ def _big(layer, name):
         layer.file(name, b"0123456789abcdef" * 20_000)
 
 
+def _flags(layer, name, flags):
+    """Those of chattr(1)."""
+    if _inside(layer, name) and kind_of(_at(layer, name)) in (stat.S_IFREG, stat.S_IFDIR):
+        layer.chattr(name, flags)
+
+
 def _moved(layer, old, new, relative):
     """What rename(2) leaves of a lower directory: a whiteout, and a directory that redirects there."""
     if not (_free(layer, old) and _free(layer, new)) or new.startswith(old + b"/") or old == new:
@@ -105,6 +111,7 @@ def _metacopy(layer, name, redirect):
 SPECIAL = {
     "link": _link,
     "big": _big,
+    "flags": _flags,
     "moved": _moved,
     "redirected": _redirected,
     "xwhiteout": _xwhiteout,

@@ -8,6 +8,7 @@ from differential.fuzzer.names import (
     dir_mode,
     directory,
     file_mode,
+    flags,
     owner,
     path,
     plain_attribute,
@@ -30,6 +31,7 @@ entry = weighted(
         (1, tuples(sampled(["fifo", "socket", "char", "block"]), path)),
         (1, tuples(just("sparse"), path, just(200_000), just((70_000, b"data")))),
         (1, tuples(just("big"), path)),
+        (1, tuples(just("flags"), somewhere, flags)),
     ]
 )
 # What no rename has left: to nowhere, to a file, in a circle, and not valid. Two directories that lead to one

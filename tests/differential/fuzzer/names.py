@@ -59,6 +59,7 @@ def attributes(values):
     return one_of(just(None), lists(values, 0, 2).map(dict))
 
 
+flags = sampled([0x10, 0x20, 0x40, 0x80, 0xC0])  # immutable, append, nodump, noatime
 offset = sampled([0, 1, 4096, 5000, 70_000])
 length = sampled([1, 10, 4096, 10_000, 100_000])
 uid = sampled([0, 1000, 2000])

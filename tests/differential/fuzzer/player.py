@@ -118,19 +118,24 @@ class Player:
         return True
 
     def _write(self, who, arguments):
-        # Set-id bits that a file got while it was open stay with the kernel when root writes; with voile
-        # they go: who writes through FUSE passthrough is not known.
-        if who != 0:
-            return True
-        fds = [self._fill(who, each) for each in arguments if isinstance(each, Slot)]
-        return not any(fd is not None and os.fstat(fd).st_mode & 0o6000 for fd in fds)
+        # Set-id bits that a file got while it was open stay with the kernel when root writes, and S_ISGID
+        # without the group's execute bit when somebody of the group does; with voile they go: who writes
+        # through FUSE passthrough is not known.
+        process = self._process(who)
+        for each in arguments:
+            fd = self._fill(who, each) if isinstance(each, Slot) else None
+            mode = 0 if fd is None else process.mode(fd)
+            if mode & 0o6000 if who == 0 else mode & 0o2010 == 0o2000:
+                return False
+        return True
 
     def _sendfile(self, who, arguments):
         # Within one file it reads what it has just written, more or less.
         fds = [self._fill(who, each) for each in arguments[:2]]
         if None in fds:
             return True
-        return os.fstat(fds[0]).st_ino != os.fstat(fds[1]).st_ino and self._write(who, arguments)
+        process = self._process(who)
+        return process.number(fds[0]) != process.number(fds[1]) and self._write(who, arguments)
 
     def _mwrite(self, who, arguments):
         # FUSE sets the times when the page is written back, not when it is first written to.

@@ -88,8 +88,14 @@ class Side:
             return
         origins = snapshot.handles(self.layers)
         self.upper = snapshot.raw(self.layers.upper, origins, times=False)
-        work = snapshot.raw(self.layers.work, origins, times=False)
-        self.work = {path: entry for path, entry in work.items() if entry["kind"] != "whiteout"}
+        self.work = {}
+        for path, entry in snapshot.raw(self.layers.work, origins, times=False).items():
+            # The kernel keeps one whiteout to make more of it by link(2).
+            if entry["kind"] == "whiteout" and b"#" in path:
+                continue
+            for name in ("trusted.overlay.upper", "user.overlay.upper"):
+                entry.get("xattrs", {}).pop(name, None)  # the handle of the upper directory itself
+            self.work[snapshot.index_entry(path, origins)] = entry
 
     def changed_lowers(self):
         """Lines that say what has been changed in layers that nobody may change."""

@@ -12,6 +12,7 @@ from differential.fuzzer.names import (
     dir_mode,
     directory,
     file_mode,
+    flags,
     gid,
     length,
     offset,
@@ -127,6 +128,14 @@ GROUPS = {
         verb("removexattr", anywhere, name_of(any_attribute)),
         verb("getxattr", anywhere, name_of(any_attribute)),
         verb("xattrs", anywhere),
+    ],
+    "flags": [
+        verb("chattr", anywhere, one_of(just(0), flags)),
+        verb("flags", anywhere),
+        verb("fsxattr", anywhere),
+        verb("chmod", anywhere, file_mode),
+        verb("unlink", path),
+        verb("rename", path, new, rename_flags),
     ],
     "looks": [
         verb("list", one_of(directory, just(b"."))),

@@ -79,6 +79,12 @@ PROGRAMS = {
     "invalid_redirect_below_an_opaque_directory": Program(
         lowers=[[("moved", b"a/b", b"c", False)], [("redirected", b"a/b", b"//a"), ("opaque", b"a")], []],
     ),
+    # What cannot be looked up may have an origin.
+    "impure_with_what_cannot_be_looked_up": Program(
+        upper=[("moved", b"a/b/c", b"d/b", True)],
+        lowers=[[("file", b"a/b/c/g")], [("redirected", b"a/b", b"/a/")], []],
+        steps=[(0, "remount")],
+    ),
     # A copied-up name of a lower hard link has a new st_ino, which its directory must list.
     "d_ino_of_a_broken_hard_link": Program(
         lowers=[[("big", b"a/f"), ("link", b"a/f", b"b/c/g")]],
