@@ -130,6 +130,12 @@ def list_directory(path):
         os.close(fd)
 
 
+def open_by_handle_at(directory, kind, handle):
+    """An open directory says which mount; the handle is that of file_handle."""
+    buffer = struct.pack("=Ii", len(handle), kind) + handle
+    return _check(_libc.open_by_handle_at(directory, buffer, os.O_RDONLY))
+
+
 class Statx:
     """What os.stat does not show. Times in nanoseconds."""
 

@@ -67,6 +67,9 @@ class Served(Operations):
         # None: the daemon does not see its own mount.
         self.seen: Seen | None = None
         self.started = time.monotonic()
+        # Even, and another one for each mount: numbers of nodes come again, and a file handle (fanotify has
+        # them) must not mean another file in a later mount.
+        self.generation = int.from_bytes(os.urandom(4), "little") & ~1
         self.negotiated: Negotiated | None = None
         timeout = _FOREVER if params.timeout is None else params.timeout
         self.valid = int(timeout)
@@ -160,8 +163,8 @@ class Served(Operations):
         if self.valid_nsec:
             attr = replies.attr_from_stat(st, node.ino, nlink)
             attr_nsec = self.valid_nsec if nodeid not in self.mapped else 0
-            return replies.entry_out(nodeid, 0, valid, nsec, attr_valid, attr_nsec, attr)
-        return replies.entry_from_stat(nodeid, 0, valid, attr_valid, st, node.ino, nlink)
+            return replies.entry_out(nodeid, self.generation, valid, nsec, attr_valid, attr_nsec, attr)
+        return replies.entry_from_stat(nodeid, self.generation, valid, attr_valid, st, node.ino, nlink)
 
     def attributes(self, nodeid: int, node: Node, st: os.stat_result) -> bytes:
         """The reply to GETATTR and SETATTR."""

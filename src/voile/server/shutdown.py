@@ -10,7 +10,7 @@ us, by whoever has it open.  So afterwards we *sweep*:
 * an open file is made *bad*, which is checked before anything is passed through (fs/fuse/file.c,
   fuse_file_write_iter).  The kernel does that when a number comes back with another generation, as if it had
   been given to another file (fs/fuse/inode.c, fuse_iget).  So we look up a name of our own making, which
-  nobody else can guess, and answer with the number of the open file and generation 1.
+  nobody else can guess, and answer with the number of the open file and the next generation.
 
 What is left: mappings of files that pass through are mappings of the real file, and sendfile(2) and splice(2)
 from one that was open before (neither asks whether the file is bad).
@@ -104,6 +104,7 @@ class Shutdown:
             raise OSError(ENOENT, "forgotten")
         node = overlay.nodes.get(nodeid)
         attr = replies.attr_from_stat(overlay.stat(node), node.ino, 1)
-        return replies.entry_out(overlay.nodes.refer(node), 1, 0, 0, 0, 0, attr)
+        generation = self._served.generation + 1
+        return replies.entry_out(overlay.nodes.refer(node), generation, 0, 0, 0, 0, attr)
 
 

@@ -155,6 +155,10 @@ def file_handles(b):
         identity = syscalls.file_handle(path, syscalls.AT_HANDLE_FID)
         t.chmod(path, 0o700)
         t.note("the same", syscalls.file_handle(path, syscalls.AT_HANDLE_FID) == identity)
+        # It tells objects apart (for fanotify), and opens nothing.
+        root = os.open(".", os.O_RDONLY)
+        outcome(t, "open", syscalls.open_by_handle_at, root, *identity)
+        os.close(root)
 
 
 # ---------------------------------------------------------------- ranges
