@@ -57,15 +57,16 @@ def scratch_on(filesystems):
 
 @pytest.fixture
 def layers(filesystems):
-    """layers(lowers=1, upper=True, on="ext4", lowers_on=None) -> Layers: empty directories of an overlay."""
+    """layers(lowers=1, upper=True, on="ext4", lowers_on=None, datas=0) -> Layers: empty directories."""
 
     made = []
 
-    def make(lowers=1, upper=True, on="ext4", lowers_on=None):
+    def make(lowers=1, upper=True, on="ext4", lowers_on=None, datas=0):
         made.append(filesystems.directory(on))
         if lowers_on:
             made.append(filesystems.directory(lowers_on))
-        return Layers(made[-2] if lowers_on else made[-1], lowers, upper, made[-1] if lowers_on else None)
+        lower_base = made[-1] if lowers_on else None
+        return Layers(made[-2] if lowers_on else made[-1], lowers, upper, lower_base, datas)
 
     yield make
     for directory in made:

@@ -122,15 +122,19 @@ class Layer:
 
 
 class Builder:
-    """What a scenario builds with: b.low is the topmost lower layer, b.lows all, b.up the upper one."""
+    """What a scenario builds with: b.low is the topmost lower layer, b.lows all, b.up the upper one.
+
+    b.datas are data-only layers.
+    """
 
     def __init__(self, layers, ordinary=False):
         self.lows = [Layer(p, ordinary) for p in layers.lowers]
         self.low = self.lows[0]
+        self.datas = [Layer(p, ordinary) for p in layers.datas]
         self.up = Layer(layers.upper, ordinary) if layers.upper else None
 
     def settle(self):
-        for layer in [*self.lows, self.up]:
+        for layer in [*self.lows, *self.datas, self.up]:
             if layer is not None:
                 layer.settle()
 

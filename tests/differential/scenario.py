@@ -9,18 +9,20 @@ def rename_of_a_lower_directory(b):
 
 from collections import namedtuple
 
-Scenario = namedtuple("Scenario", "name function options lowers upper on lowers_on ino daemon raw clean")
+Scenario = namedtuple(
+    "Scenario", "name function options lowers upper on lowers_on ino daemon raw clean datas"
+)  # fmt: skip
 ALL = {}
 
 
 def scenario(
     options="", lowers=1, upper=True, on="ext4", lowers_on=None, ino=True, name=None, daemon="",
-    raw=True, clean=True,
+    raw=True, clean=True, datas=0,
 ):  # fmt: skip
     """Register a scenario.
 
     options: mount options for both sides. lowers, upper, on, lowers_on: the layers and their file systems.
-    daemon: more options for voile alone.
+    datas: how many data-only layers. daemon: more options for voile alone.
     ino: compare inode numbers when the one mounts what the other has written (one file system only).
     raw: compare the upper directories themselves. clean: `voile check` finds nothing in them.
     """
@@ -30,7 +32,7 @@ def scenario(
         assert full not in ALL, full
         ino_too = ino and lowers_on is None
         ALL[full] = Scenario(
-            full, function, options, lowers, upper, on, lowers_on, ino_too, daemon, raw, clean
+            full, function, options, lowers, upper, on, lowers_on, ino_too, daemon, raw, clean, datas
         )  # fmt: skip
         return function
 

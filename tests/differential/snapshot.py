@@ -37,9 +37,12 @@ def _flags(path, st):
 def _content(path, st):
     if stat.S_ISREG(st.st_mode):
         digest = hashlib.sha1()
-        with open(path, "rb", buffering=0) as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
+        try:
+            with open(path, "rb", buffering=0) as f:
+                while block := f.read(1 << 20):
+                    digest.update(block)
+        except OSError as e:
+            return errno.errorcode[e.errno]  # a metacopy file without data
         return digest.hexdigest()
     return os.readlink(path) if stat.S_ISLNK(st.st_mode) else None
 

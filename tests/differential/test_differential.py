@@ -35,7 +35,7 @@ class Side:
             self.upper_before = snapshot.raw(self.layers.upper, times=False)
 
     def raw_lowers(self):
-        return [snapshot.raw(lower) for lower in self.layers.lowers]
+        return [snapshot.raw(lower) for lower in (*self.layers.lowers, *self.layers.datas)]
 
     def play(self):
         """Mount, do the steps, unmount; a scenario that raises has a mistake of its own."""
@@ -133,7 +133,8 @@ def step_differences(expected, got):
 
 
 def make(scenario, layers):
-    return [layers(scenario.lowers, scenario.upper, scenario.on, scenario.lowers_on) for _ in range(2)]
+    wanted = scenario.lowers, scenario.upper, scenario.on, scenario.lowers_on, scenario.datas
+    return [layers(*wanted) for _ in range(2)]
 
 
 @pytest.mark.parametrize("scenario", ALL.values(), ids=ALL.keys())
@@ -156,6 +157,7 @@ FOR_USERS = [
     scenario
     for scenario in ALL.values()
     if scenario.options in ("", "volatile")
+    and not scenario.datas
     and scenario.on == "ext4"
     and not scenario.lowers_on
     and "as_user" not in scenario.function.__code__.co_names

@@ -22,22 +22,24 @@ STOP_TIMEOUT = 20
 
 
 class Layers:
-    """Directories of one overlay, on one or two file systems. `lowers` is top first."""
+    """Directories of one overlay, on one or two file systems. `lowers`, `datas` (data-only): top first."""
 
-    def __init__(self, base, lowers=1, upper=True, lower_base=None):
+    def __init__(self, base, lowers=1, upper=True, lower_base=None, datas=0):
         self.base = Path(base)
         lower_base = Path(lower_base or base)
         self.lowers = [lower_base / f"l{i}" for i in range(lowers)]
+        self.datas = [lower_base / f"d{i}" for i in range(datas)]
         self.upper = self.base / "up" if upper else None
         self.work = self.base / "wk" if upper else None
         self.point = self.base / "mnt"
-        for path in [*self.lowers, self.upper, self.work, self.point]:
+        for path in [*self.lowers, *self.datas, self.upper, self.work, self.point]:
             if path is not None:
                 path.mkdir(parents=True, exist_ok=True)
 
     def options(self):
         """The mount options that name the directories, relative to `base`: 300 lowers fit into a page."""
         parts = ["lowerdir=" + ":".join(os.path.relpath(p, self.base) for p in self.lowers)]
+        parts[0] += "".join("::" + os.path.relpath(p, self.base) for p in self.datas)
         if self.upper is not None:
             parts += ["upperdir=up", "workdir=wk"]
         return ",".join(parts)

@@ -1,5 +1,7 @@
 """Mount options: the kernel's escapes, conflicts, and what callers of mount helpers really send."""
 
+import os
+
 import pytest
 
 from voile.linux import mount
@@ -39,7 +41,21 @@ def test_escape_is_undone(path):
     assert params.upperdir == path
 
 
-@pytest.mark.parametrize("value", [b"", b"/a:", b":/a", b"/a::/b"])
+@pytest.mark.parametrize(
+    "value, lowers, datas",
+    [
+        (b"/a::/d", [b"/a"], [b"/d"]),
+        (b"/a:/b::/d::/e", [b"/a", b"/b"], [b"/d", b"/e"]),
+        (rb"/a\::/b::/d\:", [b"/a:", b"/b"], [b"/d:"]),
+        (rb"/a\:\:/d", [b"/a::/d"], []),
+    ],
+)
+def test_data_only_layers(value, lowers, datas):
+    params = checked(b"lowerdir=" + value)
+    assert (params.lowerdir, params.datadir) == (lowers, datas)
+
+
+@pytest.mark.parametrize("value", [b"", b"/a:", b":/a", b"::/a", b"/a::", b"/a:::/b", b"/a::/d:/b", b":"])
 def test_bad_lowerdir(value):
     with pytest.raises(UsageError, match="lowerdir"):
         parse(b"lowerdir=" + value)
@@ -103,11 +119,15 @@ def test_generic_flags(options, flags):
         (b"timeout=-1", "not a number of seconds"),
         (b"timeout=nan", "not a number of seconds"),
         (b"index=maybe", "'index': 'maybe' is not one of on, off"),
-        (b"metacopy=on", "'metacopy=on' is not supported"),
+        (b"metacopy=yes", "'yes' is not one of on, off"),
+        (b"metacopy", "is not one of on, off"),
         (b"nfs_export=on", "not supported"),
         (b"verity=require", "not supported"),
         (b"uuid=on", "not supported"),
-        (b"datadir+=/x", "not supported"),
+        (b"datadir+=", "needs a value"),
+        (b"datadir+=/x,lowerdir+=/y", "cannot follow data-only layers"),
+        (b"lowerdir=/x,lowerdir+=/y", "'lowerdir+' cannot follow 'lowerdir'"),
+        (b"lowerdir=/x,datadir+=/y", "'datadir+' cannot follow 'lowerdir'"),
         (b'context="a', "quote is not closed"),
     ],
 )
@@ -176,7 +196,35 @@ def test_userxattr_conflicts_with_redirects(mode):
 
 
 def test_lowerdir_plus_appends_verbatim_paths():
-    assert checked(b"lowerdir+=/a,lowerdir+=/b").lowerdir == [b"/a", b"/b"]
+    assert checked(rb"lowerdir+=/a:\b,lowerdir+=/b\,c").lowerdir == [rb"/a:\b", b"/b,c"]
+
+
+def test_datadir_plus():
+    params = checked(b"lowerdir+=/a,datadir+=d,datadir+=/e")
+    assert params.lowerdir == [b"/a"]
+    assert params.datadir == [os.fsencode(os.getcwd()) + b"/d", b"/e"]
+    params = checked(b"lowerdir+=/a,datadir+=/d,lowerdir=/b")
+    assert (params.lowerdir, params.datadir) == ([b"/b"], [])
+    with pytest.raises(UsageError, match="that is not data-only"):
+        checked(b"datadir+=/d,datadir+=/e")
+
+
+@pytest.mark.parametrize(
+    "layers, allowed, refused",
+    [
+        (LAYERS, [b"", b",redirect_dir=on"], [b",redirect_dir=follow", b",redirect_dir=off"]),
+        (b"lowerdir=/a:/b", [b"", b",redirect_dir=off", b",redirect_dir=follow"], []),
+    ],
+)
+def test_metacopy_and_redirect_dir(layers, allowed, refused):
+    for more in allowed:
+        params = checked(layers, b"metacopy=on" + more)
+        assert params.metacopy
+        assert params.redirect_dir == "on"
+    for more in (*refused, b",redirect_dir=nofollow", b",userxattr"):
+        with pytest.raises(UsageError, match="conflicting options"):
+            checked(layers, b"metacopy=on" + more)
+    assert checked(layers, b"metacopy=off,userxattr").redirect_dir == "nofollow"
 
 
 def test_timeout():

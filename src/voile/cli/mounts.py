@@ -65,10 +65,12 @@ def _dead(mount: mountinfo.Mount, error: OSError) -> dict[str, Any]:
     return {
         "mountpoint": os.fsdecode(mount.mountpoint),
         "lowerdir": [],
+        "datadir": [],
         "upperdir": None,
         "workdir": None,
         "pid": None,
         "volatile": False,
+        "metacopy": False,
         "state": "shutdown",
         "error": {"errno": number, "name": errno.errorcode.get(number, ""), "since": None},
         "errors": None,

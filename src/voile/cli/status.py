@@ -111,6 +111,8 @@ def human(status: dict[str, Any]) -> str:
         return "\n".join(lines) + "\n"
     for number, layer in enumerate(status["lowerdir"]):
         add("" if number else "lower", layer)
+    for number, layer in enumerate(status.get("datadir", ())):
+        add("" if number else "data-only", layer)
     if status["upperdir"] is not None:
         add("upper", status["upperdir"])
         add("work", status["workdir"])
@@ -130,8 +132,7 @@ def _state(status: dict[str, Any]) -> str:
     words = [status["state"]]
     if status["state"] == "shutdown" and error is not None and status["pid"] is not None:
         words.append(f"the upper file system has lost data ({error['name']}, first seen {error['since']})")
-    if status["volatile"]:
-        words.append("volatile")
+    words += [word for word in ("volatile", "metacopy") if status.get(word)]
     return ", ".join(words)
 
 

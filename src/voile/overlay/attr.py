@@ -55,7 +55,7 @@ def proc_path(ofs: Overlay, node: Node) -> tuple[bytes, bool]:
 
 def chmod(ofs: Overlay, node: Node, mode: int) -> None:
     """chmod(2); symbolic links have no mode to change (EOPNOTSUPP)."""
-    copy_up(ofs, node)
+    copy_up(ofs, node, metadata=True)
     if not node.is_dir and node.unlinked_fd < 0:
         fd = ofs.fds.fd(node.real)
         files.fchmodat2(fd, node.place, mode & 0o7777, files.AT_SYMLINK_NOFOLLOW)
@@ -68,7 +68,7 @@ def chown(ofs: Overlay, node: Node, uid: int, gid: int, keeps_sgid: KeepsSgid | 
 
     But for one that it keeps for its caller, the mounter: see `drop_privileges` for `keeps_sgid`.
     """
-    copy_up(ofs, node)
+    copy_up(ofs, node, metadata=True)
     before = None if keeps_sgid is None else ofs.stat(node)
     dir_fd, name, at_flags = place(ofs, node)
     os.chown(name, uid, gid, dir_fd=dir_fd, follow_symlinks=not at_flags)
@@ -79,7 +79,7 @@ def chown(ofs: Overlay, node: Node, uid: int, gid: int, keeps_sgid: KeepsSgid | 
 
 def utimes(ofs: Overlay, node: Node, atime_ns: int, mtime_ns: int) -> None:
     """utimensat(2); nanoseconds, `UTIME_NOW` or `UTIME_OMIT`."""
-    copy_up(ofs, node)
+    copy_up(ofs, node, metadata=True)
     dir_fd, name, at_flags = place(ofs, node)
     files.utimensat(dir_fd, name, atime_ns, mtime_ns, at_flags)
 
@@ -124,7 +124,7 @@ def drop_privileges(ofs: Overlay, node: Node, keeps_sgid: KeepsSgid) -> None:
     dir_fd, name, at_flags = place(ofs, node)
     if xattrs.get_at(dir_fd, name, xattrs.CAPABILITY, at_flags) is None:
         return
-    copy_up(ofs, node)
+    copy_up(ofs, node, metadata=True)
     path, follow = proc_path(ofs, node)
     try:
         os.removexattr(path, xattrs.CAPABILITY, follow_symlinks=follow)
@@ -167,7 +167,7 @@ def listxattr(ofs: Overlay, node: Node) -> list[bytes]:
 def setxattr(ofs: Overlay, node: Node, name: bytes, value: bytes, flags: int) -> None:
     """setxattr(2); of the names of a hard link none is copied up for it alone (ovl_xattr_set)."""
     if not node.is_upper:
-        copy_up(ofs, node)
+        copy_up(ofs, node, metadata=True)
     path, follow = proc_path(ofs, node)
     os.setxattr(path, ofs.names.to_layer(name), value, flags, follow_symlinks=follow)
 
@@ -176,7 +176,7 @@ def removexattr(ofs: Overlay, node: Node, name: bytes) -> None:
     """removexattr(2); what a lower object does not have is not copied up to be removed."""
     if not node.is_upper:
         getxattr(ofs, node, name)
-        copy_up(ofs, node)
+        copy_up(ofs, node, metadata=True)
     path, follow = proc_path(ofs, node)
     os.removexattr(path, ofs.names.to_layer(name), follow_symlinks=follow)
 

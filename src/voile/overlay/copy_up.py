@@ -24,7 +24,7 @@ from errno import EINVAL, EIO, ENODATA, ENOSYS, ENOTTY, ENXIO, EOPNOTSUPP, EPERM
 
 from voile.linux import files
 from voile.overlay import origin, protect, xattrs
-from voile.overlay.inode import Dir, Node
+from voile.overlay.inode import Dir, Extra, Node
 from voile.overlay.layers import DIR_FLAGS, RealDir
 
 TYPE_CHECKING = False
@@ -48,11 +48,14 @@ class Busy(Exception):
         self.job = job
 
 
-def copy_up(ofs: Overlay, node: Node, *, data: bool = True, at: Name | None = None) -> None:
+def copy_up(
+    ofs: Overlay, node: Node, *, data: bool = True, metadata: bool = False, at: Name | None = None
+) -> None:
     """Makes sure that `node` and all directories above it are in the upper layer.
 
     Args:
         data: False when the caller truncates the file to nothing anyway.
+        metadata: the caller changes nothing else, so with metacopy=on the data may stay where it is.
         at: by which of its names a hard link is meant, where that matters and is known.
 
     Raises:
@@ -61,9 +64,13 @@ def copy_up(ofs: Overlay, node: Node, *, data: bool = True, at: Name | None = No
     """
     extra, index = node.extra, ofs.index
     indexed = index is not None and extra is not None and bool(extra.entry)
+    if extra is not None and extra.meta is not None and ofs.meta is not None:
+        ofs.meta.verify(extra.meta)
     if node.is_upper:
         if index is not None and extra is not None and extra.pending:
             index.link_up(node, at)
+        if extra is not None and extra.meta is not None:
+            _copy_up_data(ofs, node, extra, data, metadata)
         return
     if not ofs.writable:
         raise OSError(EROFS, "read-only")
@@ -80,11 +87,20 @@ def copy_up(ofs: Overlay, node: Node, *, data: bool = True, at: Name | None = No
             raise Busy(each.extra.job)
         if ofs.fds.full:
             ofs.fds.trim()  # the way up may be longer than there are descriptors
-        _copy_up_one(ofs, each, data, at if indexed and each is node else None)
+        _start(CopyUp(ofs, each, data, metadata, at if indexed and each is node else None))
 
 
-def _copy_up_one(ofs: Overlay, node: Node, data: bool, at: Name | None) -> None:
-    job = CopyUp(ofs, node, data, at)
+def _copy_up_data(ofs: Overlay, node: Node, extra: Extra, data: bool, metadata: bool) -> None:
+    """Of a metacopy file that is in the upper layer already."""
+    assert ofs.meta is not None
+    if extra.job is not None:
+        raise Busy(extra.job)
+    if not metadata:
+        _start(ofs.meta.data_job(node, data))
+
+
+def _start(job: CopyUp) -> None:
+    ofs, node = job.ofs, job.node
     ofs.creds.mounter()
     try:
         job.begin()
@@ -106,16 +122,25 @@ class CopyUp:
     """One object on its way up."""
 
     __slots__ = (
-        "ofs", "node", "temp", "src", "dst", "st", "data", "waiters", "origin", "indexed", "at",
+        "ofs", "node", "temp", "src", "dst", "lower", "st", "data", "metacopy", "below", "waiters", "origin",
+        "indexed", "at",
     )  # fmt: skip
 
-    def __init__(self, ofs: Overlay, node: Node, data: bool, at: Name | None = None) -> None:
+    def __init__(
+        self, ofs: Overlay, node: Node, data: bool, metadata: bool = False, at: Name | None = None
+    ) -> None:
         self.ofs = ofs
         self.node = node
         self.temp = b""
         self.src = -1
         self.dst = -1
+        # The data of a metacopy file, which `src` has not.
+        self.lower = -1
         self.data = data
+        # Without the data (`ovl_need_meta_copy_up`); what has no name any more could not find it again.
+        self.metacopy = metadata and ofs.metacopy and node.fmt == stat.S_IFREG and node.parent is not None
+        # A lower file that is a metacopy itself: its data lies further below.
+        self.below = None if node.extra is None else node.extra.meta
         # Called with the errno of the failure, or 0.
         self.waiters: list[Callable[[int], None]] = []
         self.origin: bytes | None = None
@@ -126,9 +151,10 @@ class CopyUp:
     @property
     def slow(self) -> bool:
         """Whether this must not be done while others wait."""
-        if not stat.S_ISREG(self.st.st_mode):
+        if not stat.S_ISREG(self.st.st_mode) or self.metacopy:
             return False
-        return (self.data and self.st.st_blocks * 512 > INLINE_BYTES) or not self.ofs.volatile
+        size = self.st.st_size if self.below is not None else self.st.st_blocks * 512
+        return (self.data and size > INLINE_BYTES) or not self.ofs.volatile
 
     def begin(self) -> None:
         """Opens the source and makes the temporary object."""
@@ -151,6 +177,9 @@ class CopyUp:
         if stat.S_ISREG(mode):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             self.src = os.open(name, flags, dir_fd=dir_fd)
+            if self.below is not None and self.data and not self.metacopy:
+                assert ofs.meta is not None
+                self.lower = ofs.meta.open(self.below, os.O_RDONLY)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self.dst = os.open(temp, flags, 0o600, dir_fd=work)
         elif stat.S_ISDIR(mode):
@@ -166,8 +195,8 @@ class CopyUp:
     def run(self) -> None:
         """Data, attributes and, unless volatile, durability: the long part."""
         ofs, st = self.ofs, self.st
-        if stat.S_ISREG(st.st_mode) and self.data:
-            copy_data(self.src, self.dst, st.st_size, sparse=st.st_blocks * 512 < st.st_size)
+        if stat.S_ISREG(st.st_mode):
+            self._copy_data()
         if self.dst >= 0:
             os.fchown(self.dst, st.st_uid, st.st_gid)
             os.fchmod(self.dst, stat.S_IMODE(st.st_mode))
@@ -177,7 +206,8 @@ class CopyUp:
             changed = not self.data and st.st_size > 0 and stat.S_ISREG(st.st_mode)
             mtime = files.UTIME_NOW if changed else st.st_mtime_ns
             files.utimensat(self.dst, None, st.st_atime_ns, mtime)
-            if not ofs.volatile:
+            # With metacopy=on metadata is not worth a sync to the kernel (ovl_copy_up_one, metadata_fsync).
+            if not ofs.volatile and not (ofs.metacopy and (self.metacopy or stat.S_ISDIR(st.st_mode))):
                 os.fsync(self.dst)
             return
         work, temp = ofs.work_fd, self.temp
@@ -187,6 +217,15 @@ class CopyUp:
         real = self.node.real
         self._copy_xattrs(xattrs.proc_path(ofs.fds.fd(real), self.node.place), xattrs.proc_path(work, temp))
         os.utime(temp, ns=(st.st_atime_ns, st.st_mtime_ns), dir_fd=work, follow_symlinks=False)
+
+    def _copy_data(self) -> None:
+        st = self.st
+        if self.metacopy:
+            os.ftruncate(self.dst, st.st_size)
+        elif self.lower >= 0:
+            copy_lower_data(self.lower, self.dst, st.st_size)
+        elif self.data:
+            copy_data(self.src, self.dst, st.st_size, sparse=st.st_blocks * 512 < st.st_size)
 
     def _copy_xattrs(self, src: int | bytes, dst: int | bytes) -> None:
         names = self.ofs.names
@@ -219,6 +258,8 @@ class CopyUp:
         if self.indexed and self.ofs.index is not None:
             value = self.ofs.index.initial_nlink(self.node)
             os.setxattr(dst, names.nlink, value, follow_symlinks=follow)
+        if self.metacopy:
+            os.setxattr(dst, names.metacopy, b"", follow_symlinks=follow)
 
     def complete(self, _result: object, exc: BaseException | None) -> None:
         """The end of a job, back in the thread that owns the nodes."""
@@ -247,6 +288,8 @@ class CopyUp:
         """Moves the object to its place and makes the node an upper one."""
         ofs, node, parent = self.ofs, self.node, self.node.parent
         if ofs.index is not None and self.indexed:
+            if ofs.meta is not None:
+                ofs.meta.copied_up(node, self.metacopy, self.st)
             ofs.index.install(node, self.temp)
             self.temp = b""
             self._close()
@@ -261,6 +304,8 @@ class CopyUp:
         before = os.fstat(parent_fd)
         files.renameat2(ofs.work_fd, self.temp, parent_fd, self.node.name, files.RENAME_NOREPLACE)
         self.temp = b""
+        if ofs.meta is not None:
+            ofs.meta.copied_up(node, self.metacopy, self.st)
         if isinstance(node, Dir):
             node.upper = RealDir(ofs.upper_layer, parent.upper, node.name)
         else:
@@ -305,7 +350,7 @@ class CopyUp:
             ofs.fds.adopt(node.upper, fd)
             ofs.fds.pin(node.upper)
         else:
-            node.more().fd, node.real = fd, root
+            node.more().fd, node.real, node.more().meta = fd, root, None
         self._close()
         ofs.discard(self.temp)
         self.temp = b""
@@ -318,10 +363,10 @@ class CopyUp:
             self.temp = b""
 
     def _close(self) -> None:
-        for fd in (self.src, self.dst):
+        for fd in (self.src, self.dst, self.lower):
             if fd >= 0:
                 os.close(fd)
-        self.src = self.dst = -1
+        self.src = self.dst = self.lower = -1
 
 
 def set_impure(ofs: Overlay, parent: Dir) -> None:
@@ -377,6 +422,14 @@ def copy_data(src: int, dst: int, size: int, *, sparse: bool = True) -> None:
             end = size
         _copy_range(src, dst, start, end)
         start = end
+
+
+def copy_lower_data(src: int, dst: int, size: int) -> None:
+    """Copies the data of a metacopy file of that size, which need not be as long as the file."""
+    st = os.fstat(src)
+    copy_data(src, dst, min(size, st.st_size), sparse=st.st_blocks * 512 < st.st_size)
+    if os.fstat(dst).st_size != size:
+        os.ftruncate(dst, size)
 
 
 def _copy_range(src: int, dst: int, start: int, end: int) -> None:

@@ -133,7 +133,7 @@ def link(ofs: Overlay, node: Node, parent: Dir, name: bytes) -> os.stat_result:
         protect.may_create(ofs, parent)
     if node.flags:
         protect.may_change(ofs, node)
-    copy_up(ofs, node)
+    copy_up(ofs, node, metadata=True)
 
     def make(dir_fd: int, real: bytes) -> None:
         if node.unlinked_fd >= 0:
@@ -150,13 +150,15 @@ def link(ofs: Overlay, node: Node, parent: Dir, name: bytes) -> os.stat_result:
     before = ofs.stat(node)
     if node.ino != ofs.map_ino(node.real.layer, before.st_ino):
         set_impure(ofs, parent)
+    if ofs.meta is not None:
+        ofs.meta.set_redirect(node, same_dir=False)
     _make(ofs, parent, name, None, make)
     st = os.stat(name, dir_fd=ofs.fds.fd(_upper(parent)), follow_symlinks=False)
     ofs.nodes.index(node, st.st_ino)
     ofs.nodes.add_link(node, parent, name)
     if ofs.index is not None:
         ofs.index.linked(node, parent, name)
-    return st
+    return st if ofs.meta is None else ofs.stat(node)
 
 
 def _upper(parent: Dir) -> RealDir:

@@ -29,6 +29,7 @@ from voile.overlay import origin, xattrs
 from voile.overlay.copy_up import copy_up, set_impure
 from voile.overlay.indexdir import S_IFMT, IndexDir
 from voile.overlay.inode import Dir, Indexed, Node
+from voile.overlay.namei import refuse_metacopy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class Index(IndexDir):
             return known, ofs.stat(known)
         found = self.find(entry, fmt)
         if found is not None:
+            if not ofs.metacopy:
+                refuse_metacopy(ofs, self.real.fd, entry, found)
             known = nodes.by_ino.get(found.st_ino)
             node = known or self._node(parent, name, entry, found, st.st_nlink, ino)
             self._add_name(node, parent, name)
@@ -199,7 +202,7 @@ class Index(IndexDir):
         """
         if not isinstance(node.extra, Indexed):
             return
-        copy_up(self._ofs, node, at=at)
+        copy_up(self._ofs, node, metadata=True, at=at)
         if node.extra.nlink > 0:
             self._ofs.creds.mounter()
             self._set_nlink_upper(node.extra)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from voile.overlay.copy_up import CopyUp
+    from voile.overlay.metacopy import Meta
 
     # A name of the union.
     Name = tuple["Dir", bytes]
@@ -39,7 +40,7 @@ FLAGS_UNKNOWN = -1
 class Extra:
     """What only few nodes need: made on demand, so that the others stay small."""
 
-    __slots__ = ("fd", "links", "job", "upper_ino")
+    __slots__ = ("fd", "links", "job", "upper_ino", "meta")
 
     # What only `Indexed` has: these are the values of all others.
     entry = b""
@@ -57,6 +58,8 @@ class Extra:
         self.job: CopyUp | None = None
         # The key in `NodeTable.by_ino`, or 0.
         self.upper_ino = 0
+        # Where the data of a metacopy file lies; such a node has metadata only.
+        self.meta: Meta | None = None
 
 
 class Indexed(Extra):
@@ -108,6 +111,11 @@ class Node:
     def is_upper(self) -> bool:
         """Whether the object lies in the upper layer."""
         return self.real.layer.index == 0
+
+    @property
+    def has_upper_data(self) -> bool:
+        """Whether the data of the file lies in the upper layer, too (`ovl_has_upperdata`)."""
+        return self.real.layer.index == 0 and (self.extra is None or self.extra.meta is None)
 
     def more(self) -> Extra:
         """The rarely used part, made on first use."""

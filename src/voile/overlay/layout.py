@@ -65,7 +65,7 @@ class Place:
 class Layout:
     """All directories of a mount, checked."""
 
-    __slots__ = ("lowers", "upper", "work")
+    __slots__ = ("lowers", "datas", "upper", "work")
 
     def __init__(self, params: Params) -> None:
         """Opens and checks; creates nothing.
@@ -74,13 +74,17 @@ class Layout:
             MountError: with the reason.
         """
         self.lowers: list[Place] = []
+        # Data-only layers.
+        self.datas: list[Place] = []
         self.upper: Place | None = None
         self.work: Place | None = None
-        if len(params.lowerdir) > MAX_LOWER:
-            message = f"too many lower directories ({len(params.lowerdir)}, limit is {MAX_LOWER})"
-            raise MountError(EINVAL, message, params.lowerdir[-1])
+        count = len(params.lowerdir) + len(params.datadir)
+        if count > MAX_LOWER:
+            message = f"too many lower directories ({count}, limit is {MAX_LOWER})"
+            raise MountError(EINVAL, message, (params.lowerdir + params.datadir)[-1])
         try:
             self.lowers.extend(Place("lowerdir", path) for path in params.lowerdir)
+            self.datas.extend(Place("lowerdir", path) for path in params.datadir)
             if params.upperdir is not None and params.workdir is not None:
                 self.upper = Place("upperdir", params.upperdir)
                 self.work = Place("workdir", params.workdir)
@@ -92,7 +96,7 @@ class Layout:
 
     def close(self) -> None:
         """Closes all descriptors."""
-        for place in (*self.lowers, self.upper, self.work):
+        for place in (*self.lowers, *self.datas, self.upper, self.work):
             if place is not None:
                 place.close()
 
@@ -114,13 +118,13 @@ class Layout:
     def _check_overlap(self, params: Params) -> None:
         upper_side = [place for place in (self.upper, self.work) if place is not None]
         roles: dict[tuple[int, int], Place] = {}
-        for place in (*upper_side, *self.lowers):
+        for place in (*upper_side, *self.lowers, *self.datas):
             other = roles.setdefault(place.key, place)
             if other is not place:
                 message = f"{place.role} is the same directory as {other.role} '{os.fsdecode(other.path)}'"
                 raise MountError(ELOOP, message, place.path)
         hidden = {os.path.realpath(path) for path in params.hidden}
-        for place in (*upper_side, *self.lowers):
+        for place in (*upper_side, *self.lowers, *self.datas):
             if any(place.real == path or place.real.startswith(path + b"/") for path in hidden):
                 continue
             for key in place.ancestors():

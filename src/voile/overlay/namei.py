@@ -38,7 +38,7 @@ S_IFREG = 0o100000
 S_IFCHR = 0o020000
 
 # ENAMETOOLONG: a name of another layer, or of a redirect (ovl_lookup_single).
-_MISSING = (ENOENT, ENOTDIR, ENAMETOOLONG)
+MISSING = (ENOENT, ENOTDIR, ENAMETOOLONG)
 
 
 def lookup(ofs: Overlay, parent: Dir, name: bytes) -> tuple[Node, os.stat_result] | None:
@@ -77,7 +77,7 @@ def resolve(ofs: Overlay, parent: Dir, name: bytes) -> tuple[Node, os.stat_resul
                 name, dir_fd=real.fd if real.fd >= 0 else fds.fd(real), follow_symlinks=False
             )
         except OSError as exc:
-            if exc.errno in _MISSING:
+            if exc.errno in MISSING:
                 if ofs.aufs and name in whiteout.aufs_names(real, fds.fd(real)):
                     return None
                 continue
@@ -86,7 +86,7 @@ def resolve(ofs: Overlay, parent: Dir, name: bytes) -> tuple[Node, os.stat_resul
         if fmt == S_IFDIR:
             if ofs.hidden and (st.st_dev, st.st_ino) in ofs.hidden:
                 return None
-            return _Search(ofs, parent, name).directory(position, st)
+            return Search(ofs, parent, name).directory(position, st)
         if fmt == S_IFCHR and st.st_rdev == 0:
             return None
         if fmt == S_IFREG and not st.st_size and whiteout.has_attribute(ofs.names, real.fd, name):
@@ -98,37 +98,50 @@ def resolve(ofs: Overlay, parent: Dir, name: bytes) -> tuple[Node, os.stat_resul
 def _file(
     ofs: Overlay, parent: Dir, name: bytes, real: RealDir, st: os.stat_result
 ) -> tuple[Node, os.stat_result]:
-    layer = real.layer
-    if (
-        st.st_size > st.st_blocks * 512
-        and st.st_mode & S_IFMT == S_IFREG
-        and xattrs.get_at(real.fd, name, ofs.names.metacopy) is not None
-    ):
-        # Only metadata: the data lies below.  With metacopy=off the kernel refuses too.
-        raise OSError(EPERM, "metacopy file without metacopy=on")
-    index = ofs.index
+    layer, index, meta = real.layer, ofs.index, None
+    if ofs.meta is not None:
+        meta = ofs.meta.lookup(parent, name, real, st)
+    elif st.st_size > st.st_blocks * 512:
+        refuse_metacopy(ofs, real.fd, name, st)
     if layer.index != 0:
         if index is not None:
-            return index.lower(parent, name, real, st)
-        return Node(parent, name, real, ofs.map_ino(layer, st.st_ino), st.st_mode & S_IFMT), st
+            node, st = index.lower(parent, name, real, st)
+            if ofs.meta is not None:
+                ofs.meta.indexed(node, real, name, meta)
+        else:
+            node = Node(parent, name, real, ofs.map_ino(layer, st.st_ino), st.st_mode & S_IFMT)
+            if meta is not None:
+                node.more().meta = meta
+        return node, st if ofs.meta is None else ofs.stat(node)
     # Also with one link: the name that it is known by may be removed already, and the file still be open.
     known = ofs.nodes.by_ino.get(st.st_ino)
     if known is not None:
         ofs.nodes.add_link(known, parent, name)
         if index is not None:
             index.looked_up(known, parent, name)
-        return known, st
-    if index is not None:
-        indexed = index.upper(parent, name, real, st)
-        if indexed is not None:
-            return indexed, st
-    ino = ofs.map_ino(layer, st.st_ino)
-    if parent.impure or parent.lowers:
-        ino = upper_ino(ofs, real.fd, name, st, ino)
-    node = Node(parent, name, real, ino, st.st_mode & S_IFMT)
-    if st.st_nlink > 1:
-        ofs.nodes.index(node, st.st_ino)
-    return node, st
+        return known, st if ofs.meta is None else ofs.stat(known)
+    entry = None if index is None else index.upper(parent, name, real, st)
+    if entry is not None:
+        node = entry
+    else:
+        ino = ofs.map_ino(layer, st.st_ino)
+        if meta is not None and meta.ino:
+            ino = meta.ino
+        elif parent.impure or parent.lowers:
+            ino = upper_ino(ofs, real.fd, name, st, ino)
+        node = Node(parent, name, real, ino, st.st_mode & S_IFMT)
+        if st.st_nlink > 1:
+            ofs.nodes.index(node, st.st_ino)
+    if meta is None:
+        return node, st
+    node.more().meta = meta
+    return node, ofs.stat(node)
+
+
+def refuse_metacopy(ofs: Overlay, dir_fd: int, name: bytes, st: os.stat_result) -> None:
+    """EPERM for a file that has only metadata, where the data below must not be looked for."""
+    if st.st_mode & S_IFMT == S_IFREG and xattrs.get_at(dir_fd, name, ofs.names.metacopy) is not None:
+        raise OSError(EPERM, "metacopy file without metacopy=on")
 
 
 def upper_ino(ofs: Overlay, dir_fd: int, name: bytes, st: os.stat_result, ino: int) -> int:
@@ -151,10 +164,12 @@ def upper_ino(ofs: Overlay, dir_fd: int, name: bytes, st: os.stat_result, ino: i
     return ofs.map_ino(found[0], found[1].st_ino)
 
 
-class _Search:
+class Search:
     """The search for all directories that are merged under one name."""
 
-    __slots__ = ("ofs", "parent", "name", "look", "stop", "redirect", "impure", "xwhiteouts", "origin")
+    __slots__ = (
+        "ofs", "parent", "name", "look", "leads_out", "stop", "redirect", "impure", "xwhiteouts", "origin",
+    )  # fmt: skip
 
     def __init__(self, ofs: Overlay, parent: Dir, name: bytes) -> None:
         self.ofs = ofs
@@ -162,6 +177,8 @@ class _Search:
         self.name = name
         # What the next layer is asked for: a name, or a path from its root.
         self.look = name
+        # Whether a redirect may lead below the last layer too: to a data-only layer.
+        self.leads_out = False
         self.stop = False
         self.redirect: bytes | None = None
         self.impure = False
@@ -175,12 +192,12 @@ class _Search:
         top = RealDir(reals[position].layer, reals[position], self.name)
         upper = top if top.layer.index == 0 else None
         lowers = [] if upper is not None else [top]
-        self._attributes(top, reals[position + 1 :], b"", b"")
+        self.attributes(top, reals[position + 1 :], b"", b"")
         upper_redirect, upper_impure, upper_origin = self.redirect, self.impure, self.origin
         below = reals[position + 1 :]
         self._may_follow()
         if upper_redirect is not None and upper_redirect[:1] == b"/":
-            below = self._roots(top)
+            below = self.roots(top)
         first_ino = -1 if upper is not None else st.st_ino
         while below and not self.stop:
             real, below = below[0], below[1:]
@@ -197,7 +214,7 @@ class _Search:
                 first_ino = lower_ino
             lowers.append(lower)
             if self.redirect is not redirect and self.redirect is not None and self.redirect[:1] == b"/":
-                below = self._roots(lower)
+                below = self.roots(lower)
         ino_layer = lowers[0].layer if lowers else top.layer
         ino = ofs.map_ino(ino_layer, first_ino if lowers else st.st_ino)
         node = Dir(self.parent, self.name, upper, tuple(lowers), ino)
@@ -214,18 +231,23 @@ class _Search:
         if self.redirect is not None and not self.ofs.follows_redirects:
             raise OSError(EPERM, "refusing to follow a redirect")
 
-    def _roots(self, above: RealDir) -> list[RealDir]:
+    def roots(self, above: RealDir) -> list[RealDir]:
         """The roots of all layers below that of `above`."""
         return [layer.root for layer in self.ofs.lowers if layer.index > above.layer.index]
 
     def _layer(self, base: RealDir, below: Sequence[RealDir]) -> tuple[RealDir, int] | None:
         """One layer's directory for `look`, and its inode number; None: nothing, or a stop."""
+        components = [each for each in self.look.split(b"/") if each]
+        return self.descend(base, below, components, len(components))
+
+    def descend(
+        self, base: RealDir, below: Sequence[RealDir], components: list[bytes], count: int
+    ) -> tuple[RealDir, int] | None:
+        """Goes down the first `count` of the components of a path, all of them directories."""
         ofs = self.ofs
         real = base
         ino = 0
-        path = self.look
-        components = [each for each in path.split(b"/") if each]
-        for number, component in enumerate(components):
+        for number, component in enumerate(components[:count]):
             if component in (b".", b".."):
                 # As lookup_one() in the kernel: nothing in a redirect leads out of a layer.
                 raise OSError(EACCES, "invalid redirect")
@@ -233,7 +255,7 @@ class _Search:
             try:
                 st = os.stat(component, dir_fd=parent_fd, follow_symlinks=False)
             except OSError as exc:
-                if exc.errno in _MISSING:
+                if exc.errno in MISSING:
                     if ofs.aufs and component in whiteout.aufs_names(real, parent_fd):
                         self.stop = True
                     return None
@@ -250,10 +272,10 @@ class _Search:
             real = RealDir(real.layer, real, component)
             ino = st.st_ino
             prefix, post = components[:number], components[number + 1 :]
-            self._attributes(real, below, b"/".join(prefix), b"/".join(post))
+            self.attributes(real, below, b"/".join(prefix), b"/".join(post))
         return real, ino
 
-    def _attributes(
+    def attributes(
         self, real: RealDir, below: Sequence[RealDir], prefix: bytes, post: bytes
     ) -> None:
         """Reads what a directory says about the layers below it.
@@ -265,6 +287,7 @@ class _Search:
         ofs = self.ofs
         # With nothing of the parent below only an absolute redirect can lead on (`ovl_lookup_data.last`).
         last = not below and (not ofs.follows_redirects or real.layer.index == len(ofs.lowers))
+        last = last and not self.leads_out
         if last and real.layer.index != 0:
             return
         assert real.parent is not None
@@ -292,7 +315,7 @@ class _Search:
         if names.redirect in present and not opaque and not last:
             value = xattrs.get_at(*place, names.redirect)
             if value is not None:
-                _check_redirect(value)
+                check_redirect(value)
                 absolute = value[:1] == b"/"
                 if not absolute and self.look[:1] == b"/":
                     prefix = b"/" + prefix
@@ -316,7 +339,7 @@ def _fix_origin(ofs: Overlay, upper: RealDir, lower: RealDir) -> None:
             raise
 
 
-def _check_redirect(value: bytes) -> None:
+def check_redirect(value: bytes) -> None:
     """Refuses what `ovl_get_redirect_xattr` calls invalid."""
     absolute = value[:1] == b"/"
     if b"" in value.removeprefix(b"/").split(b"/") or b"\0" in value or (b"/" in value and not absolute):
@@ -330,7 +353,7 @@ def lower_positive(ofs: Overlay, parent: Dir, name: bytes) -> bool:
         try:
             st = os.stat(name, dir_fd=fd, follow_symlinks=False)
         except OSError as exc:
-            if exc.errno in _MISSING:
+            if exc.errno in MISSING:
                 if ofs.aufs and name in whiteout.aufs_names(real, fd):
                     return False
                 continue

@@ -44,12 +44,14 @@ class Params:
     Attributes (paths are as the user gave them until `check`, absolute afterwards):
 
     lowerdir            lower layers, top first
+    datadir             data-only layers, below these, top first
     upperdir, workdir   None on a read-only mount
     fsync               "auto", "strict" or "volatile" (`volatile` is the same as fsync=volatile)
     errors, error_code  what a volatile mount does when data has been lost (see volatile.policy)
     poll                seconds between two looks whether data has been lost; 0: only when somebody syncs
     userxattr           user.overlay.* in place of trusted.overlay.*
     redirect_dir        "on", "follow" or "nofollow", after `check` ("off" is resolved there)
+    metacopy            whether a change of metadata copies up metadata only
     xino                "on", "off" or "auto"
     aufs_whiteouts      ".wh." names in the layers are whiteouts
     index               hard links of lower layers survive their copy-up
@@ -63,13 +65,17 @@ class Params:
     """
 
     __slots__ = (
-        "allow_other", "aufs_whiteouts", "cpu_follow", "default_permissions", "error_code", "errors", "fsync",
-        "fuseblk", "hidden", "index", "lowerdir", "ms_flags", "passthrough", "poll", "readonly",
-        "redirect_dir", "source", "subtype", "timeout", "upperdir", "userxattr", "uuid", "workdir", "xino",
+        "allow_other", "aufs_whiteouts", "cpu_follow", "datadir", "default_permissions", "error_code",
+        "errors", "fsync", "fuseblk", "hidden", "index", "lowerdir", "lowerdir_list", "metacopy", "ms_flags",
+        "passthrough", "poll", "readonly", "redirect_dir", "source", "subtype", "timeout", "upperdir",
+        "userxattr", "uuid", "workdir", "xino",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.lowerdir: list[bytes] = []
+        self.datadir: list[bytes] = []
+        # The layers come from lowerdir=, and none can be added to them.
+        self.lowerdir_list = False
         self.upperdir: bytes | None = None
         self.workdir: bytes | None = None
         self.fsync = "auto"
@@ -78,6 +84,7 @@ class Params:
         self.poll = 1.0
         self.userxattr = False
         self.redirect_dir = ""
+        self.metacopy = False
         self.xino = "auto"
         self.aufs_whiteouts = False
         self.index = False
@@ -105,6 +112,8 @@ class Params:
         Raises UsageError for a combination that cannot be mounted.
         """
         if not self.lowerdir:
+            if self.datadir:
+                raise UsageError("at least one lower directory that is not data-only is needed")
             raise UsageError("option 'lowerdir' is missing")
         if self.upperdir is None:
             # The kernel warns that these are useless without an upper layer, and goes on.
@@ -119,6 +128,8 @@ class Params:
             # It has no error state of its own: each error is told to those who sync.
             raise UsageError(f"option 'errors={self.errors}' needs 'volatile'")
         self._make_absolute()
+        if self.metacopy:
+            self._check_metacopy()
         if self.userxattr:
             # user.* xattrs can be set by anybody who may write a layer: never follow those redirects.
             if self.redirect_dir in ("on", "follow"):
@@ -129,11 +140,21 @@ class Params:
             self.redirect_dir = "follow"
         return self
 
+    def _check_metacopy(self) -> None:
+        """metacopy=on needs redirect_dir=on; without an upper layer, redirects that are followed."""
+        allowed = ("", "on") if self.upperdir is not None else ("", "on", "follow", "off")
+        if self.redirect_dir not in allowed:
+            raise UsageError(f"conflicting options: metacopy=on and redirect_dir={self.redirect_dir}")
+        if self.userxattr:
+            raise UsageError("conflicting options: userxattr and metacopy=on")
+        self.redirect_dir = "on"
+
     def _make_absolute(self) -> None:
         # The daemon changes to "/", and `voile status` shows these.  Not normalised: "a/.." may follow a
         # symlink.
         here = os.getcwdb()
         self.lowerdir = [os.path.join(here, path) for path in self.lowerdir]
+        self.datadir = [os.path.join(here, path) for path in self.datadir]
         if self.upperdir is not None:
             self.upperdir = os.path.join(here, self.upperdir)
         if self.workdir is not None:
@@ -246,16 +267,36 @@ def _bad(name: bytes, value: bytes | None, allowed: str) -> UsageError:
 
 def _lowerdir(params: Params, name: bytes, value: bytes | None) -> None:
     # ovl_parse_param_lowerdir(): a later lowerdir= replaces an earlier one.
-    layers = split_escaped(_need(name, value), b":")
-    if b"" in layers:
-        if b"" in layers[1:-1]:
-            raise UsageError("option 'lowerdir': data-only layers ('::') are not supported")
+    items = split_escaped(_need(name, value), b":")
+    if not items[0] or not items[-1]:
         raise UsageError("option 'lowerdir': empty item (a leading or trailing ':'; write '\\:' for a colon)")
-    params.lowerdir = [unescape(layer) for layer in layers]
+    lowers: list[bytes] = []
+    datas: list[bytes] = []
+    before = b"-"
+    for item in items:
+        if item and (datas or not before):
+            if before:
+                raise UsageError("option 'lowerdir': a regular layer cannot follow data-only layers ('::')")
+            datas.append(unescape(item))
+        elif item:
+            lowers.append(unescape(item))
+        elif not before:
+            raise UsageError("option 'lowerdir': more than two ':' in a row")
+        before = item
+    params.lowerdir, params.datadir, params.lowerdir_list = lowers, datas, True
 
 
-def _lowerdir_add(params: Params, name: bytes, value: bytes | None) -> None:
-    params.lowerdir.append(unescape(_need(name, value)))
+def _layer_add(params: Params, name: bytes, value: bytes | None) -> None:
+    # ovl_mount_dir_check(); the path is as it is, but for the commas (ovl_mount_dir_noesc()).
+    path = _need(name, value).replace(b"\\,", b",")
+    if params.lowerdir_list:
+        raise UsageError(f"option '{_text(name)}' cannot follow 'lowerdir'")
+    if name == b"datadir+":
+        params.datadir.append(path)
+    elif params.datadir:
+        raise UsageError("option 'lowerdir+': a regular layer cannot follow data-only layers (datadir+)")
+    else:
+        params.lowerdir.append(path)
 
 
 def _path(attribute: str) -> Handler:
@@ -361,7 +402,8 @@ _CONTEXTS = (b"context", b"fscontext", b"defcontext", b"rootcontext")
 _TABLE: dict[bytes, Handler] = {
     # layers
     b"lowerdir": _lowerdir,
-    b"lowerdir+": _lowerdir_add,
+    b"lowerdir+": _layer_add,
+    b"datadir+": _layer_add,
     b"upperdir": _path("upperdir"),
     b"workdir": _path("workdir"),
     # overlay
@@ -375,11 +417,10 @@ _TABLE: dict[bytes, Handler] = {
     b"xino": _choice("xino", "on", "off", "auto"),
     b"aufs_whiteouts": _on_off("aufs_whiteouts"),
     b"index": _on_off("index"),
-    b"metacopy": _only(b"off"),
+    b"metacopy": _on_off("metacopy"),
     b"nfs_export": _only(b"off"),
     b"verity": _only(b"off"),
     b"uuid": _uuid,
-    b"datadir+": _only(),
     b"override_creds": _ignore,  # layer accesses are always the mounter's
     # FUSE
     b"allow_other": _flag("allow_other", True),

@@ -164,6 +164,10 @@ def _looked_up(ofs: Overlay, node: Dir, real: RealDir, name: bytes, ino: int, ki
     st = os.stat(name, dir_fd=fd, follow_symlinks=False)
     if kind == DT_REG and not st.st_size and whiteout.has_attribute(ofs.names, fd, name):
         return -1
+    if ofs.meta is not None and kind == DT_REG:
+        meta = ofs.meta.lookup(node, name, real, st)
+        if meta is not None and meta.ino:
+            return meta.ino
     return namei.upper_ino(ofs, fd, name, st, ofs.map_ino(real.layer, ino))
 
 

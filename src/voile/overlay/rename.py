@@ -59,9 +59,9 @@ def rename(
     if not exchange and isinstance(new, Dir) and not readdir.is_empty(ofs, new):
         raise OSError(ENOTEMPTY, "directory not empty")
     copy_up(ofs, new_parent)
-    copy_up(ofs, old, at=(old_parent, old_name))
+    copy_up(ofs, old, metadata=True, at=(old_parent, old_name))
     if exchange and new is not None:
-        copy_up(ofs, new, at=(new_parent, new_name))
+        copy_up(ofs, new, metadata=True, at=(new_parent, new_name))
     elif new is not None and ofs.index is not None:
         ofs.index.nlink_start(new, (new_parent, new_name))
     _move(ofs, old, old_parent, old_name, new, new_parent, new_name, exchange)
@@ -171,6 +171,8 @@ def _prepare(ofs: Overlay, node: Node, dir_fd: int, new_parent: Dir, same_dir: b
                 if exc.errno == EOPNOTSUPP:
                     raise OSError(EXDEV, "no attributes in the upper layer") from None
                 raise
+    elif ofs.meta is not None:
+        ofs.meta.set_redirect(node, same_dir)
 
 
 def _has_origin(ofs: Overlay, node: Node) -> bool:
@@ -184,7 +186,7 @@ def _set_redirect(ofs: Overlay, node: Dir, dir_fd: int, same_dir: bool) -> None:
     """Stores where the lower part of a directory stays (`ovl_set_redirect`)."""
     if node.redirect is not None and (same_dir or node.redirect[:1] == b"/"):
         return
-    value = node.name if same_dir else _absolute(node)
+    value = node.name if same_dir else absolute(node)
     try:
         os.setxattr(xattrs.proc_path(dir_fd, node.name), ofs.names.redirect, value, follow_symlinks=False)
     except OSError:
@@ -193,12 +195,24 @@ def _set_redirect(ofs: Overlay, node: Dir, dir_fd: int, same_dir: bool) -> None:
     node.redirect = value
 
 
-def _absolute(node: Dir) -> bytes:
-    """The path of the lower part of `node` from the root of the layers."""
+def _redirect(node: Node) -> bytes | None:
+    """What the redirect attribute of an upper object says."""
+    if isinstance(node, Dir):
+        return node.redirect
+    return None if node.extra is None or node.extra.meta is None else node.extra.meta.redirect
+
+
+def absolute(node: Node) -> bytes:
+    """The path of the lower part of `node` from the root of the layers.
+
+    Raises:
+        OSError: EXDEV where it is too long.
+    """
     parts: list[bytes] = []
-    at: Dir | None = node
+    at: Node | None = node
     while at is not None and at.parent is not None:
-        part = at.redirect if at.redirect is not None else at.name
+        redirect = _redirect(at)
+        part = redirect if redirect is not None else at.name
         parts.append(part)
         if part[:1] == b"/":
             break

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from voile.overlay.index import Index
+    from voile.overlay.metacopy import Metacopy
 
     Submit = Callable[[Callable[[], Any], Callable[[Any, BaseException | None], None]], None]
 
@@ -86,8 +87,8 @@ class Overlay:
         "params", "names", "filesystems", "upper_layer", "lowers", "fds", "nodes", "root",
         "work_fd", "workdir_fd", "upper_fd", "index", "sync", "namelen", "samefs", "hidden", "creds",
         "whiteouts", "submit", "changed", "births_known", "origins", "warnings", "writable", "volatile",
-        "follows_redirects", "aufs", "_ino_shift", "_temp", "_tree_fd", "_locks", "_take_later", "_holder",
-        "_made_work", "_active",
+        "follows_redirects", "metacopy", "meta", "data_layers", "aufs", "_ino_shift", "_temp", "_tree_fd",
+        "_locks", "_take_later", "_holder", "_made_work", "_active",
     )  # fmt: skip
 
     upper_layer: Layer
@@ -107,6 +108,11 @@ class Overlay:
         self.volatile = params.volatile and self.writable
         self.aufs = params.aufs_whiteouts
         self.follows_redirects = params.redirect_dir in ("on", "follow")
+        # Whether metadata are copied up alone; and all about such files, where there may be any.
+        self.metacopy = params.metacopy
+        self.meta: Metacopy | None = None
+        # Layers that hold data of metacopy files of other layers, and show nothing by themselves.
+        self.data_layers: list[Layer] = []
         self.sync = SyncStatus(False, probe.NoProbe())
         self.hidden: set[tuple[int, int]] = set()
         self.creds = Creds()
@@ -176,9 +182,17 @@ class Overlay:
             self.upper_layer = self._layer(0, layout.upper, os.dup(self.upper_fd))
         for index, place in enumerate(layout.lowers, 1):
             self.lowers.append(self._layer(index, place, private_tree(place)))
+        for index, place in enumerate(layout.datas, 1 + len(self.lowers)):
+            self.data_layers.append(self._layer(index, place, private_tree(place)))
+        if self.metacopy or self.data_layers:
+            from voile.overlay.metacopy import Metacopy
+
+            self.meta = Metacopy(self)
         self.samefs = len(self.filesystems) == 1
         self._ino_shift = self._xino_shift()
-        layers = self.lowers if self.upper_fd < 0 else [self.upper_layer, *self.lowers]
+        layers = [*self.lowers, *self.data_layers]
+        if self.upper_fd >= 0:
+            layers.append(self.upper_layer)
         self.namelen = max(os.fstatvfs(layer.root.fd).f_namemax for layer in layers)
         for path in self.params.hidden:
             st = os.stat(path)
@@ -359,9 +373,10 @@ class Overlay:
             self.index.close()
         if self.upper_fd >= 0 and hasattr(self, "upper_layer"):
             self.upper_layer.close()
-        for layer in self.lowers:
+        for layer in (*self.lowers, *self.data_layers):
             layer.close()
         self.lowers.clear()
+        self.data_layers.clear()
         fds = [each.fd for each in self.filesystems.values()]
         fds += (self.work_fd, self.workdir_fd, self.upper_fd, self._tree_fd, *self._locks)
         for fd in fds:
@@ -394,6 +409,8 @@ class Overlay:
             return os.stat(top.fd if top.fd >= 0 else self.fds.fd(top))
         extra = node.extra
         if extra is not None:
+            if extra.meta is not None and self.meta is not None:
+                return self.meta.stat(node, extra.meta)
             if extra.fd >= 0:
                 return os.stat(extra.fd)
             if extra.place:
@@ -411,12 +428,16 @@ class Overlay:
         if self.volatile:
             keep &= ~_SYNC_FLAGS
         keep |= os.O_NONBLOCK | os.O_CLOEXEC
+        if self.meta is not None and node.extra is not None and node.extra.meta is not None:
+            return self.meta.open(node.extra.meta, keep)
         if node.unlinked_fd >= 0:
             return os.open(xattrs.proc_fd(node.unlinked_fd), keep)
         return os.open(node.place, keep | os.O_NOFOLLOW, dir_fd=self.fds.fd(node.real))
 
     def open_path(self, node: Node) -> int:
-        """An O_PATH descriptor of a non-directory."""
+        """An O_PATH descriptor of a file, for its data."""
+        if self.meta is not None and node.extra is not None and node.extra.meta is not None:
+            return self.meta.open(node.extra.meta, os.O_PATH | os.O_CLOEXEC)
         if node.unlinked_fd >= 0:
             return os.dup(node.unlinked_fd)
         return os.open(node.place, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.fds.fd(node.real))

@@ -59,7 +59,7 @@ class Run:
             raise OSError(error, os.strerror(error), lower)
         if self._lower == b"/":
             raise RunError("'/' cannot be overlaid (/proc, /dev and other mounts are below it)")
-        if params.lowerdir or params.upperdir or params.workdir:
+        if params.lowerdir or params.datadir or params.upperdir or params.workdir:
             raise UsageError("lowerdir, upperdir and workdir are chosen by run; use --lower")
         if params.fsync == "strict":
             raise UsageError("conflicting options: run is always volatile, and fsync=strict")

@@ -71,7 +71,7 @@ class File:
         self.flags = flags
         self.fd = fd
         # Whether `fd` is open in the upper layer.
-        self.upper = node.is_upper
+        self.upper = node.has_upper_data
         # After a synchronous write through the page cache, which the kernel completes with a FSYNC.
         self.sync_follows = False
 
@@ -197,7 +197,7 @@ class FileOperations(Served):
         opens = node.opens
         if not isinstance(opens, Opens):
             opens = Opens()
-            if self._passthrough and (node.is_upper or not self.overlay.writable):
+            if self._passthrough and (node.has_upper_data or not self.overlay.writable):
                 opens.backing_id = self._backing_open(file)
         if not opens.backing_id and file.fd < 0:
             file.fd = self.overlay.open_real(node, file.flags)
@@ -256,11 +256,11 @@ class FileOperations(Served):
         """An open file and its real descriptor, in the upper layer once it has been copied up."""
         file = self.files[fh]
         node = file.node
-        if file.fd < 0 or (node.is_upper and not file.upper):
+        if file.fd < 0 or (not file.upper and node.has_upper_data):
             fd = self.overlay.open_real(node, file.flags)
             if file.fd >= 0:
                 os.close(file.fd)
-            file.fd, file.upper = fd, node.is_upper
+            file.fd, file.upper = fd, node.has_upper_data
         return file, file.fd
 
     # --- data ---
@@ -358,12 +358,28 @@ class FileOperations(Served):
             raise OSError(-status, "the upper file system has lost data")
         file, fd = self._real(fh)
         if not file.upper:
-            return None  # nothing to sync in a lower layer (ovl_fsync)
+            # Nothing to sync in a lower layer; of a metacopy file the metadata (ovl_fsync).
+            if datasync or not file.node.is_upper:
+                return None
+            return self._sync_metadata(req, file.node)
         return self.sync_fd(req, fd, datasync)
 
     def upper_fs_fd(self) -> int:
         """A descriptor of the upper file system, open since the mount."""
         return self.overlay.filesystems[self.overlay.upper_layer.dev].fd
+
+    def _sync_metadata(self, req: Request, node: Node) -> Deferred:
+        dir_fd, name, at_flags = attr.place(self.overlay, node)
+        flags = os.O_RDONLY | os.O_CLOEXEC | (os.O_NOFOLLOW if at_flags else 0)
+        fd = os.open(name, flags, dir_fd=dir_fd if dir_fd >= 0 else None)
+
+        def sync() -> None:
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+        return self.later(req, sync)
 
     def syncfs(self, req: Request) -> Deferred | None:
         sync = self.overlay.sync

@@ -78,15 +78,22 @@ class NameOperations(Served):
         st = files.statx(dir_fd, name, at_flags, sx_mask | files.STATX_BASIC_STATS)
         self.overlay.births_known = True
         nlink = attr.shown_nlink(node, st.nlink)
+        blocks = self._blocks(node, st)
         mapped = req.nodeid in self.mapped
         # The attributes that mean something on any file system; a mount root of a layer is none of ours.
         attributes = st.attributes & _STATX_ATTRIBUTES
         return replies.statx_out(
             0 if mapped else self.valid, 0 if mapped else self.valid_nsec,
             st.mask & (files.STATX_BASIC_STATS | files.STATX_BTIME), st.blksize, attributes, nlink,
-            st.uid, st.gid, st.mode, node.ino, st.size, st.blocks, st.attributes_mask & _STATX_ATTRIBUTES,
+            st.uid, st.gid, st.mode, node.ino, st.size, blocks, st.attributes_mask & _STATX_ATTRIBUTES,
             st.atime_ns, st.btime_ns, st.ctime_ns, st.mtime_ns, st.rdev_major, st.rdev_minor,
         )  # fmt: skip
+
+    def _blocks(self, node: Node, st: files.Statx) -> int:
+        meta = None if node.extra is None else node.extra.meta
+        if meta is None or self.overlay.meta is None:
+            return int(st.blocks)
+        return self.overlay.meta.blocks(meta, st.size, st.blksize)
 
     def setattr(self, req: Request, args: SetattrIn) -> bytes:
         overlay, valid = self.overlay, args.valid

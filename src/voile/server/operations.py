@@ -75,10 +75,12 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
             sync.get()
         return {
             "lowerdir": [os.fsdecode(path) for path in params.lowerdir],
+            "datadir": [os.fsdecode(path) for path in params.datadir],
             "upperdir": _text(params.upperdir),
             "workdir": _text(params.workdir),
             "pid": os.getpid(),
             "volatile": overlay.volatile,
+            "metacopy": overlay.metacopy,
             "state": self._state(),
             "error": _error(sync.errno, sync.since) if sync.errno else None,
             "errors": sync.policy.errors if overlay.volatile else None,
