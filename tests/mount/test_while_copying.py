@@ -154,6 +154,37 @@ def test_readers_go_on(mounted):
     mounted.umount()
 
 
+def test_read_under_way_while_others_copy_up(layers, hooked_overlay):
+    """A read that a thread has not begun yet is not one of a descriptor that is another file's meanwhile."""
+    made = layers()
+    size = 128 << 10
+    for name in ("file", "other"):
+        with open(made.lowers[0] / name, "wb") as file:
+            file.write(name[:1].encode() * size)
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    overlay = hooked_overlay(made)
+    point = overlay.mount("volatile,cpu_follow=off")
+    fd = os.open(point / "file", os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no reading ahead
+    overlay.hook("holdlater")
+    got, answer = os.pipe()
+
+    def read():
+        os.write(answer, os.pread(fd, 4096, 0))
+
+    child = Child(read)
+    wait_until(lambda: overlay.state()["outstanding"] == 1, lambda: overlay.state())
+    os.chmod(point / "file", 0o600)  # copies up
+    assert os.pread(fd, 4096, size // 2) == b"f" * 4096
+    others = [os.open(point / "other", os.O_RDONLY) for _ in range(3)]
+    assert finish(overlay, [child]) == [0]
+    assert os.read(got, 8192) == b"f" * 4096
+    for each in (fd, got, answer, *others):
+        os.close(each)
+    overlay.umount()
+
+
 def test_open_unlinked_lower_file_is_written(mounted):
     """The copy of a file that has lost its name is complete, and goes with its last user."""
     point = mounted.point

@@ -6,6 +6,7 @@ user.hook.crash.N      the daemon dies instead of doing the N-th change of a fil
 user.hook.fail.N.E     the N-th change from now on fails with errno E; -1: with something that is no OSError
 user.hook.fdlimit.N    so many directory descriptors may stay open between two requests
 user.hook.hold         long work waits until …
+user.hook.holdlater    what is answered late, except after a copy-up, waits until …
 user.hook.go           … it may go on
 user.hook.nothreads    no thread can be started
 user.hook.nohandles    files cannot be found by handle (an ordinary user's mount)
@@ -41,6 +42,8 @@ class Hooks:
         self.operations = None
         self.go = threading.Event()
         self.go.set()
+        self.go_later = threading.Event()
+        self.go_later.set()
         # Requests that wait for a copy-up.
         self.parked = set()
 
@@ -55,9 +58,10 @@ class Hooks:
                 self.wrap(module, name, lambda *_: True)
         self.wrap(os, "open", lambda *a: len(a) > 1 and a[1] & (os.O_CREAT | os.O_TRUNC))
         activate, getxattr, run = Overlay.activate, attr.getxattr, copy_up.CopyUp.run
-        init, park, complete = (
+        init, park, answer_later, complete = (
             OverlayOperations.__init__,
             OverlayOperations.unexpected,
+            OverlayOperations.later,
             copy_up.CopyUp.complete,
         )
 
@@ -65,6 +69,13 @@ class Hooks:
             if job.slow:
                 self.go.wait()
             run(job)
+
+        def later(operations, req, work, *reply):
+            def held_work():
+                self.go_later.wait()
+                return work()
+
+            return answer_later(operations, req, held_work, *reply)
 
         def unexpected(operations, req, raw, exc):
             code = park(operations, req, raw, exc)
@@ -91,7 +102,7 @@ class Hooks:
 
         Overlay.activate, attr.getxattr, copy_up.CopyUp.run = activated, asked, held
         OverlayOperations.__init__, OverlayOperations.unexpected = made, unexpected
-        copy_up.CopyUp.complete = completed
+        copy_up.CopyUp.complete, OverlayOperations.later = completed, later
 
     def wrap(self, module, name, counts):
         real = getattr(module, name)
@@ -118,8 +129,11 @@ class Hooks:
             self.overlay.fds.limit = numbers[0]
         elif what == "hold":
             self.go.clear()
+        elif what == "holdlater":
+            self.go_later.clear()
         elif what == "go":
             self.go.set()
+            self.go_later.set()
         elif what == "nohandles":
             for each in (*self.overlay.filesystems.values(), *self.overlay.lowers):
                 each.decodes = False

@@ -259,8 +259,12 @@ class FileOperations(Served):
         if file.fd < 0 or (not file.upper and node.has_upper_data):
             fd = self.overlay.open_real(node, file.flags)
             if file.fd >= 0:
-                os.close(file.fd)
-            file.fd, file.upper = fd, node.has_upper_data
+                # Under the number that a thread may have been given: closed, it would soon be another file's.
+                os.dup2(fd, file.fd, inheritable=False)
+                os.close(fd)
+            else:
+                file.fd = fd
+            file.upper = node.has_upper_data
         return file, file.fd
 
     # --- data ---
