@@ -81,10 +81,11 @@ class Backend:
 
 
 def _explain(error: Exception) -> str:
+    from voile.overlay.layout import NoWhiteouts
     from voile.volatile.probe import ProbeUnavailable
 
     text = report.describe(error) or type(error).__name__
-    if isinstance(error, ProbeUnavailable):
+    if isinstance(error, ProbeUnavailable | NoWhiteouts):
         text += "; set VOILE_STATE to a directory on another file system"
     return text
 

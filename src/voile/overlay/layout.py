@@ -159,6 +159,10 @@ def check_xattrs(upper: Place, userxattr: bool) -> None:
         raise MountError(exc.errno, message, upper.path) from None
 
 
+class NoWhiteouts(MountError):
+    """The upper file system makes no whiteouts."""
+
+
 def check_whiteouts(upper: Place, work: Place) -> None:
     """Refuses an upper file system that makes no whiteouts: another overlay, and most others of FUSE.
 
@@ -175,7 +179,7 @@ def check_whiteouts(upper: Place, work: Place) -> None:
         os.unlink(name, dir_fd=work.fd)
     except OSError:
         message = "upperdir is on a file system without whiteouts (another overlay?)"
-        raise MountError(EINVAL, message, upper.path) from None
+        raise NoWhiteouts(EINVAL, message, upper.path) from None
 
 
 def private_tree(place: Place) -> int:
