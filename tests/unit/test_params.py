@@ -118,6 +118,10 @@ def test_generic_flags(options, flags):
         (b"timeout=long", "not a number of seconds"),
         (b"timeout=-1", "not a number of seconds"),
         (b"timeout=nan", "not a number of seconds"),
+        (b"poll=often", "'poll': 'often' is not a number of seconds"),
+        (b"errors=panic", "'panic' is not one of continue, remount-ro, shutdown"),
+        (b"error_code=5", "'5' is not one of latest, eio"),
+        (b"probe=guess", "'guess' is not one of auto, overlay, userns, inode"),
         (b"index=maybe", "'index': 'maybe' is not one of on, off"),
         (b"metacopy=yes", "'yes' is not one of on, off"),
         (b"metacopy", "is not one of on, off"),
@@ -158,6 +162,14 @@ def test_fsync(options, fsync):
     params = checked(LAYERS, options)
     assert params.fsync == fsync
     assert params.volatile == (fsync == "volatile")
+
+
+@pytest.mark.parametrize("option", [b"errors=remount-ro", b"errors=shutdown", b"probe=inode"])
+def test_what_only_a_volatile_mount_has(option):
+    checked(LAYERS, b"volatile", option)
+    checked(b"lowerdir=/a", option)  # nothing to lose
+    with pytest.raises(UsageError, match=f"'{option.decode()}' needs 'volatile'"):
+        checked(LAYERS, option)
 
 
 def test_without_upper_it_is_read_only():

@@ -77,6 +77,8 @@ def _dead(mount: mountinfo.Mount, error: OSError) -> dict[str, Any]:
         "error_code": None,
         "read_only": True,
         "probe": "none",
+        "watched": None,
+        "not_watched": None,
         "poll_s": None,
         "syncfs": "none",
         "passthrough": False,

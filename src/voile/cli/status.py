@@ -118,6 +118,8 @@ def human(status: dict[str, Any]) -> str:
         add("work", status["workdir"])
     add("daemon", f"pid {status['pid']}, up {_duration(status['uptime_s'])}")
     add("syncs", _syncs(status))
+    if status["not_watched"]:
+        add("not watched", f"{status['not_watched']} written files, whose errors are not noticed")
     if status["errors"] not in (None, "continue"):
         add("errors", status["errors"])
     add("passthrough", "yes" if status["passthrough"] else "no")

@@ -48,7 +48,7 @@ class Device:
         Raises OSError when the device fails in an unexpected way.
         """
         try:
-            self._loop()
+            self.loop()
         finally:
             if self.follow is not None:
                 self.follow.close()
@@ -67,7 +67,8 @@ class Device:
         for number in signals or (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda signum, frame: callback(signum))
 
-    def _loop(self) -> None:
+    def loop(self) -> None:
+        """Serve until the mount is gone. `run` is what callers use."""
         session, pool, follow = self.session, self.pool, self.follow
         fd, views, process, request, readv = (
             session.fd,

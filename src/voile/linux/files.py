@@ -85,6 +85,7 @@ _syscall_statx = libc.syscall_function(c_int, c_char_p, c_uint, c_uint, c_void_p
 _syscall_getdents64 = libc.syscall_function(c_int, c_void_p, c_size_t)
 _syscall_name_to_handle_at = libc.syscall_function(c_int, c_char_p, c_void_p, c_void_p, c_int)
 _syscall_open_by_handle_at = libc.syscall_function(c_int, c_void_p, c_int)
+_syscall_cachestat = libc.syscall_function(c_int, c_char_p, c_void_p, c_uint)
 _linkat = libc.function("linkat", c_int, c_char_p, c_int, c_char_p, c_int)
 _syncfs = libc.function("syncfs", c_int)
 _sync_file_range = libc.function("sync_file_range", c_int, c_int64, c_int64, c_uint)
@@ -139,6 +140,14 @@ def syncfs(fd: int) -> None:
 def sync_file_range(fd: int, offset: int, length: int, flags: int) -> None:
     """Start or await writeback of a range; raises this open file's writeback error, once."""
     check(_sync_file_range(fd, offset, length, flags))
+
+
+def cachestat(fd: int) -> tuple[int, int, int]:
+    """The pages of a file in the page cache: all, dirty ones, and those being written (cachestat(2), 6.5)."""
+    result = bytearray(5 * 8)
+    check(_syscall_cachestat(libc.NR_CACHESTAT, fd, bytes(16), libc.view(result), 0))
+    cached, dirty, writeback, _evicted, _recently = struct.unpack("=5Q", result)
+    return cached, dirty, writeback
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:

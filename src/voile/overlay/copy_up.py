@@ -182,6 +182,7 @@ class CopyUp:
                 self.lower = ofs.meta.open(self.below, os.O_RDONLY)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             self.dst = os.open(temp, flags, 0o600, dir_fd=work)
+            ofs.sync.probe.watch(self.dst)
         elif stat.S_ISDIR(mode):
             os.mkdir(temp, 0o700, dir_fd=work)
             self.temp = temp

@@ -48,6 +48,7 @@ class Params:
     upperdir, workdir   None on a read-only mount
     fsync               "auto", "strict" or "volatile" (`volatile` is the same as fsync=volatile)
     errors, error_code  what a volatile mount does when data has been lost (see volatile.policy)
+    probe               how errors are seen, one of volatile.policy.PROBES
     poll                seconds between two looks whether data has been lost; 0: only when somebody syncs
     userxattr           user.overlay.* in place of trusted.overlay.*
     redirect_dir        "on", "follow" or "nofollow", after `check` ("off" is resolved there)
@@ -67,8 +68,8 @@ class Params:
     __slots__ = (
         "allow_other", "aufs_whiteouts", "cpu_follow", "datadir", "default_permissions", "error_code",
         "errors", "fsync", "fuseblk", "hidden", "index", "lowerdir", "lowerdir_list", "metacopy", "ms_flags",
-        "passthrough", "poll", "readonly", "redirect_dir", "source", "subtype", "timeout", "upperdir",
-        "userxattr", "uuid", "workdir", "xino",
+        "passthrough", "poll", "probe", "readonly", "redirect_dir", "source", "subtype", "timeout",
+        "upperdir", "userxattr", "uuid", "workdir", "xino",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -82,6 +83,7 @@ class Params:
         self.errors = policy.CONTINUE
         self.error_code = policy.LATEST
         self.poll = 1.0
+        self.probe = policy.AUTO
         self.userxattr = False
         self.redirect_dir = ""
         self.metacopy = False
@@ -127,6 +129,8 @@ class Params:
         elif self.errors != policy.CONTINUE and not self.volatile:
             # It has no error state of its own: each error is told to those who sync.
             raise UsageError(f"option 'errors={self.errors}' needs 'volatile'")
+        elif self.probe != policy.AUTO and not self.volatile:
+            raise UsageError(f"option 'probe={self.probe}' needs 'volatile'")
         self._make_absolute()
         if self.metacopy:
             self._check_metacopy()
@@ -412,6 +416,7 @@ _TABLE: dict[bytes, Handler] = {
     b"errors": _choice("errors", *policy.ERRORS),
     b"error_code": _choice("error_code", *policy.ERROR_CODES),
     b"poll": _seconds("poll"),
+    b"probe": _choice("probe", *policy.PROBES),
     b"userxattr": _flag("userxattr", True),
     b"redirect_dir": _choice("redirect_dir", "on", "follow", "nofollow", "off"),
     b"xino": _choice("xino", "on", "off", "auto"),

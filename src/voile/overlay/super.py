@@ -22,8 +22,7 @@ from voile.overlay.layers import DIR_FLAGS, FdCache, Layer, RealDir
 from voile.overlay.layout import Layout, MountError, Place, private_pair, private_tree
 from voile.overlay.params import Params
 from voile.overlay.whiteout import Maker, is_aufs_opaque
-from voile.volatile import marker, probe
-from voile.volatile.policy import Policy
+from voile.volatile import chain, marker, policy, probe
 from voile.volatile.sync_status import SyncStatus
 
 TYPE_CHECKING = False
@@ -171,8 +170,12 @@ class Overlay:
             if exc.errno not in (ENOENT, ENOTDIR, ELOOP):
                 raise
         if self.volatile:
-            policy = Policy(self.params.errors, self.params.error_code)
-            self.sync = SyncStatus(True, probe.create(self._locks[1], self.params.userxattr), policy)
+            rules = policy.Policy(self.params.errors, self.params.error_code)
+            soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            made = chain.create(self.params.probe, self._locks[1], self.params.userxattr, soft // 8)
+            if made.kind == policy.INODE and self.params.probe == policy.AUTO:
+                self.warnings.append("errors are seen only of single files; 'voile status' says of how many")
+            self.sync = SyncStatus(True, made, rules)
 
     def _open_layers(self, layout: Layout) -> None:
         if layout.upper is not None and layout.work is not None:

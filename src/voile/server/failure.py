@@ -7,6 +7,7 @@ from _thread import start_new_thread
 from errno import EINVAL, EPERM
 
 from voile.fuse import replies
+from voile.fuse.device import Device
 from voile.server.files import FileOperations
 from voile.server.poll import Poll
 from voile.volatile import policy
@@ -31,12 +32,14 @@ class FailureOperations(FileOperations):
         # Whether errors=remount-ro has come into force.
         self.read_only = not overlay.writable
         overlay.sync.failed = self._failed
-        self.poll = Poll(params.poll if overlay.volatile else 0, self._look)
+        self.poll = Poll(params.poll if overlay.volatile else 0, self._look, Device.loop.__code__)
 
-    def _look(self) -> None:
-        """Told by the poll."""
+    def _look(self, quiet: bool) -> None:
+        """Told by the poll; `quiet`: no request is being worked on."""
         if self.overlay.sync.get():
             self.poll.stop()  # there is no way back
+        elif quiet:
+            self.overlay.sync.probe.tidy()
 
     def _failed(self) -> None:
         """Told by the sync status, once, that data has been lost."""

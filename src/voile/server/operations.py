@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from voile.fuse.negotiation import Negotiated
     from voile.fuse.requests import Request
+    from voile.volatile.probe import Probe
 
 
 class OverlayOperations(NameOperations, FailureOperations, DirOperations):
@@ -87,6 +88,7 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
             "error_code": sync.policy.error_code if overlay.volatile else None,
             "read_only": self.read_only,
             "probe": sync.probe.kind,
+            **_watched(sync.probe),
             "poll_s": self.poll.seconds or None,
             "syncfs": self._syncfs_quality(),
             "passthrough": self.passthrough,
@@ -132,6 +134,16 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
 
 def _text(path: bytes | None) -> str | None:
     return None if path is None else os.fsdecode(path)
+
+
+def _watched(probe: Probe) -> dict[str, int | None]:
+    """Files that a probe of single ones watches, and how many it had to give up."""
+    if probe.kind != "inode":
+        return {"watched": None, "not_watched": None}
+    from voile.volatile.inode_probe import InodeProbe
+
+    assert isinstance(probe, InodeProbe)
+    return {"watched": len(probe), "not_watched": probe.dropped}
 
 
 def _error(code: int, since: float | None) -> dict[str, Any]:

@@ -13,14 +13,19 @@ import _signal  # type: ignore[import-not-found]  # the C half of `signal`, whos
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import CodeType, FrameType
 
 
 class Poll:
-    """Calls `look` every `seconds`, from `start` to `stop`, in the main thread. It must not raise."""
+    """Calls `look` every `seconds`, from `start` to `stop`, in the main thread. It must not raise.
 
-    def __init__(self, seconds: float, look: Callable[[], object]) -> None:
+    It is told whether the thread was in the code `waits`: then it was not in the middle of anything.
+    """
+
+    def __init__(self, seconds: float, look: Callable[[bool], object], waits: CodeType) -> None:
         self.seconds = seconds
         self._look = look
+        self._waits = waits
         self._on = False
 
     def start(self) -> None:
@@ -36,6 +41,6 @@ class Poll:
             self._on = False
             _signal.setitimer(_signal.ITIMER_REAL, 0)
 
-    def _tick(self, _number: int, _frame: object) -> None:
+    def _tick(self, _number: int, frame: FrameType | None) -> None:
         if self._on:  # a last signal may be on its way
-            self._look()
+            self._look(frame is not None and frame.f_code is self._waits)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from voile.overlay.params import Params
     from voile.overlay.super import Overlay
     from voile.server.keeper import Keeper
+    from voile.server.operations import OverlayOperations
 
 # What the parent says when the daemon has died between the mount and the end of the parent.
 _INTERNAL = 4
@@ -55,7 +56,6 @@ def serve(
     from voile.fuse.workers import WorkerPool
     from voile.overlay.super import Overlay
     from voile.server.base import Seen
-    from voile.server.operations import OverlayOperations
 
     target = _check_target(target)
     _raise_file_limit()
@@ -66,7 +66,7 @@ def serve(
         fd, kind, device = connect(params, target, overlay.workdir_fd, before_mount)
         try:
             overlay.activate()
-            operations = OverlayOperations(overlay, params)
+            operations = _operations(overlay, params)
             operations.fuse_type = kind
             config = Config(max_stack_depth=_stack_depth(overlay), trace=_say if debug else None)
             session = Session(fd, operations, config)
@@ -106,6 +106,16 @@ def serve(
         overlay.close()
     if operations.close_error is not None:
         raise operations.close_error
+
+
+def _operations(overlay: Overlay, params: Params) -> OverlayOperations:
+    if overlay.sync.probe.kind == "inode":
+        from voile.server.watching import WatchingOperations
+
+        return WatchingOperations(overlay, params)
+    from voile.server.operations import OverlayOperations
+
+    return OverlayOperations(overlay, params)
 
 
 def _raise_file_limit() -> None:

@@ -19,6 +19,13 @@ LATEST = "latest"
 EIO = "eio"
 ERROR_CODES = (LATEST, EIO)
 
+# How errors are seen (see chain): by the best of the following that can be made, or by just that one.
+AUTO = "auto"
+OVERLAY = "overlay"  # made in process
+USERNS = "userns"  # made by a child in a user namespace
+INODE = "inode"  # single files are watched
+PROBES = (AUTO, OVERLAY, USERNS, INODE)
+
 
 class Policy:
     """The options, checked: `errors` is one of ERRORS, `error_code` one of ERROR_CODES."""

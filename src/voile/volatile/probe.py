@@ -21,6 +21,7 @@ import errno
 import os
 
 from voile.linux import files, mount, mountinfo, namespaces, trees
+from voile.volatile.policy import OVERLAY, USERNS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,6 +67,12 @@ class Probe:
             return errno.EBADF  # closed: who cannot tell does not say that all is well
         return 0
 
+    def watch(self, fd: int) -> None:
+        """A new file is about to be written; for probes that watch files."""
+
+    def tidy(self) -> None:
+        """Give back what is not needed any more."""
+
     def close(self) -> None:
         """Let go of the file system."""
         if self.fd >= 0:
@@ -85,11 +92,12 @@ class NoProbe(Probe):
         return 0
 
 
-def create(workdir_fd: int, userxattr: bool = False) -> Probe:
+def create(workdir_fd: int, userxattr: bool = False, where: str | None = None) -> Probe:
     """Make a probe of the file system of the directory `workdir_fd` (O_PATH will do); it must be writable.
 
     The fd must have been opened in the mount namespace that the process is in now.
-    `userxattr`: as the mount option, for a process in a user namespace. Raises UnseenError; ProbeUnavailable;
+    `userxattr`: as the mount option, for a process in a user namespace. `where`: OVERLAY, USERNS, or None for
+    the first of them that works. Raises UnseenError; ProbeUnavailable;
     another OSError when the directory cannot be written to. Whatever happens, nothing is left in it.
     """
     prefix = b"#probe%x-" % os.getpid()
@@ -101,9 +109,10 @@ def create(workdir_fd: int, userxattr: bool = False) -> Probe:
         try:
             # The path is that of the fd and thus needs no escapes, whatever the directory is called.
             base = b"/proc/self/fd/%d/" % workdir_fd
-            return Probe(_build(base + prefix, userxattr), "overlay")
+            if where != USERNS:
+                return Probe(_build(base + prefix, userxattr), "overlay")
         except _BuildError as error:
-            if error.errno != errno.EPERM:
+            if error.errno != errno.EPERM or where == OVERLAY:
                 raise
         return Probe(_build_in_child(workdir_fd, prefix), "overlay-userns")
     except _BuildError as error:
