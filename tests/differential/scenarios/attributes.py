@@ -152,10 +152,45 @@ def sgid_action(t, action, name):
             t.copy_file_range(t.open("source"), fd, 100, 0, 0)
         elif action == "ftruncate":
             t.ftruncate(fd, 5)
-        else:
+        elif fd is not None:
             with mmap.mmap(fd, 4096) as shared:
                 shared[0:4] = b"mmap"
         t.close(fd)
+
+
+PRIVILEGED = {"suid": (0o4755, None), "cap": (0o755, "cap"), "both": (0o6777, "cap"), "none": (0o777, None)}
+CHANGES = ("write", "append", "truncate", "ftruncate", "open-trunc", "fallocate", "copy", "chgrp", "chmod", "mmap")
+
+for _daemon in ("", "passthrough=off", "volatile"):
+    for _uid in (0, 1000, 5000):
+
+        @scenario(
+            name=f"privileges_go_uid_{_uid}{'_' + _daemon if _daemon else ''}",
+            daemon=_daemon if _daemon != "volatile" else "",
+            options="volatile" if _daemon == "volatile" else "",
+        )
+        def privileges_go(b, uid=_uid, daemon=_daemon):
+            """Set-id bits and file capabilities, whoever changes the file."""
+            # Without passthrough what was written through a mapping is a write(2) in the end.
+            changes = [each for each in CHANGES if each != "mmap" or daemon != "passthrough=off"]
+            for layer, side in ((b.low, "low"), (b.up, "up")):
+                for kind, (mode, cap) in PRIVILEGED.items():
+                    xattrs = {"security.capability": CAPABILITY} if cap else None
+                    for action in changes:
+                        layer.file(f"{side}-{action}-{kind}", b"x" * 10_000, mode, (1000, 1000), xattrs)
+            b.low.file("source", b"from" * 1000)
+            t = yield
+            for side in ("low", "up"):
+                for kind in PRIVILEGED:
+                    for action in changes:
+                        name = f"{side}-{action}-{kind}"
+                        with t.as_user(uid, uid, [2000]):
+                            try:
+                                sgid_action(t, action, name)
+                            except OSError as e:
+                                t.note("failed", e.errno)
+                        t.stat(name)
+                        t.getxattr(name, "security.capability")
 
 
 # cap_net_raw=ep, VFS_CAP_REVISION_2
