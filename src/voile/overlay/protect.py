@@ -55,8 +55,7 @@ def _learn(ofs: Overlay, node: Node) -> int:
         place = ofs.fds.fd(node.real), node.place, files.AT_SYMLINK_NOFOLLOW
     if node.is_upper:
         return decode(xattrs.get_at(place[0], place[1], ofs.names.protattr, place[2]) or b"")
-    attributes: int = files.statx(*place, 0).attributes
-    return attributes & MASK
+    return files.statx_attributes(*place) & MASK
 
 
 def decode(value: bytes) -> int:

@@ -159,7 +159,7 @@ def sgid_action(t, action, name):
 
 
 PRIVILEGED = {"suid": (0o4755, None), "cap": (0o755, "cap"), "both": (0o6777, "cap"), "none": (0o777, None)}
-CHANGES = ("write", "append", "truncate", "ftruncate", "open-trunc", "fallocate", "copy", "chgrp", "chmod", "mmap")
+CHANGES = [each for each in SGID_ACTIONS if each not in ("same-owner", "chown", "nothing-chown")]
 
 for _daemon in ("", "passthrough=off", "volatile"):
     for _uid in (0, 1000, 5000):
