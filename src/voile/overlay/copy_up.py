@@ -378,7 +378,8 @@ def set_impure(ofs: Overlay, parent: Dir) -> None:
     try:
         os.setxattr(xattrs.proc_fd(ofs.fds.fd(parent.upper)), ofs.names.impure, b"y")
     except OSError as exc:
-        if exc.errno not in (EOPNOTSUPP, EPERM):
+        # EPERM is said by an append-only directory, and then nothing can be put there.
+        if exc.errno != EOPNOTSUPP:
             raise
     parent.impure = True
 

@@ -179,7 +179,9 @@ def _still_impure(ofs: Overlay, node: Dir, raw: Iterator[list[Entry]]) -> Iterat
     first, second = next(raw, []), next(raw, None)
     (real,) = node.reals
     layer = real.layer
-    if second is None and layer.index == 0 and ofs.writable:
+    # Elsewhere the kernel lists the real numbers and looks nothing up (ovl_need_adjust_d_ino).
+    lasting = ofs.samefs or ofs.params.xino == "on"
+    if second is None and lasting and layer.index == 0 and ofs.writable:
         number = ofs.map_ino
         try:
             if all(_looked_up(ofs, node, real, *entry) == number(layer, entry[1]) for entry in first):

@@ -244,6 +244,8 @@ class Overlay:
         top = upper if upper is not None else lowers[0]
         ino = self.map_ino(top.layer, os.fstat(top.fd).st_ino)
         self.root = Dir(None, b"", upper, lowers, ino)
+        # Those that the root is given last as long as the mount (ovl_get_root asks for no protattr).
+        self.root.flags = 0
         for real in self.root.reals:
             path = xattrs.proc_fd(real.fd)
             present = xattrs.listing(path, follow=True)

@@ -27,8 +27,9 @@ PLACES = [
 MIXED = ["tmpfs", "big-tmpfs", "ext4", "xfs"]
 
 
-def options(rng, features):
-    found = [rng.choice(("volatile", "")), rng.choice(XINO)]
+def options(rng, features, one_place):
+    # xino=auto is the kernel's own guess at what inode numbers a file system has.
+    found = [rng.choice(("volatile", "")), rng.choice(XINO if one_place else XINO[:3])]
     if "userxattr" in features and rng.random() < 0.1:
         # With user.* attributes, which anybody may set, redirects are never followed.
         found += ["userxattr", rng.choice(("", "redirect_dir=nofollow"))]
@@ -41,12 +42,12 @@ def options(rng, features):
     return tuple(word for word in found if word)
 
 
-def places(rng, features, lowers):
-    """(file system of the upper, of the lowers)."""
+def places(rng, features):
+    """(file system of the upper, of the lowers in turn)."""
     if "places" not in features or rng.random() < 0.7:
         return rng.choice(ONE_PLACE), None
     if rng.random() < 0.3:
-        return rng.choice(MIXED), tuple(rng.choice(MIXED) for _ in range(lowers))
+        return rng.choice(MIXED), tuple(rng.sample(MIXED, 3))
     return rng.choice(PLACES)
 
 
@@ -58,11 +59,11 @@ def program(seed, features=FEATURES, chosen=None):
     upper = one_of(just([]), layers).draw(rng)
     if "no-upper" in features and rng.random() < 0.02:
         upper, lowers = None, [layers.draw(rng), *lowers]
-    words = options(rng, features) if chosen is None else tuple(chosen)
+    on, lowers_on = places(rng, features)
+    words = options(rng, features, lowers_on is None) if chosen is None else tuple(chosen)
     data = []
     if "data-only" in features and "metacopy=on" in words and rng.random() < 0.4:
         data = [lowest.draw(rng) for _ in range(rng.choice((1, 1, 2)))]
-    on, lowers_on = places(rng, features, len(lowers) + len(data))
     return Program(
         options=words,
         daemon=sampled(DAEMON).draw(rng),

@@ -141,10 +141,6 @@ class Player:
         # FUSE sets the times when the page is written back, not when it is first written to.
         return "passthrough=off" not in self.daemon
 
-    def _open(self, who, arguments):
-        # A listing is read once for all who have the directory open, and sets the access time.
-        return not (arguments[2] & os.O_NOATIME and os.path.isdir(arguments[1]))
-
     def _no_fifo(self, who, arguments):
         # It would wait for somebody at the other end.
         try:
@@ -160,7 +156,6 @@ WORTH = {
     ),
     "sendfile": Player._sendfile,
     "mwrite": Player._mwrite,
-    "open": Player._open,
     **dict.fromkeys(("read", "create"), Player._no_fifo),
 }
 

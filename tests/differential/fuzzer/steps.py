@@ -62,7 +62,9 @@ FLAGS = [
     os.O_RDONLY | os.O_NOFOLLOW,
     os.O_RDONLY | os.O_NOATIME,
     os.O_PATH,
+    os.O_ACCMODE,  # neither reads nor writes, but may do both
 ]
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 open_flags = sampled([flags | os.O_NONBLOCK for flags in FLAGS])  # a FIFO must not hold us
 rename_flags = sampled([0, 0, 0, sys.RENAME_NOREPLACE, sys.RENAME_EXCHANGE, sys.RENAME_WHITEOUT])
 at_what = sampled(["stat", "create", "mkdir", "unlink", "rmdir", "rename"])
@@ -180,7 +182,7 @@ GROUPS = {
         verb("ofd_lock", slot, sampled([0, 1, 2])),
     ],
     "directories": [
-        verb("open", new_dir_slot, anywhere, just(os.O_RDONLY | os.O_DIRECTORY)),
+        verb("open", new_dir_slot, anywhere, sampled([DIRECTORY, DIRECTORY, DIRECTORY | os.O_NOATIME])),
         verb("getdents", dir_slot),
         verb("rest", dir_slot),
         verb("resume", dir_slot),

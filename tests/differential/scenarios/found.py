@@ -85,6 +85,34 @@ PROGRAMS = {
         lowers=[[("file", b"a/b/c/g")], [("redirected", b"a/b", b"/a/")], []],
         steps=[(0, "remount")],
     ),
+    # Without numbers that last nobody looks into an impure directory.
+    "impure_on_several_file_systems": Program(
+        lowers_on="ext4",
+        lowers=[[("file", b"a/b/g")]],
+        steps=[
+            (0, "open", Slot(0), b"a/b/g", os.O_RDWR),
+            (0, "mkdir", b"a/f", 0o700),
+            (0, "link_fd", Slot(0), b"a/f/f"),
+            (0, "unlink", b"a/f/f"),
+        ],
+    ),
+    # The flags of the root are gone after a mount.
+    "flags_of_the_root": Program(
+        steps=[
+            (0, "chattr", b".", 16),
+            (0, "create", b"f", b"", 0o644),
+            (0, "remount"),
+            (0, "fsxattr", b"."),
+            (0, "create", b"f", b"", 0o644),
+        ],
+    ),
+    # An append-only directory cannot be marked impure: the first lookup of a merged one in it fails, and
+    # every copy-up into it.
+    "append_only_and_impure": Program(
+        upper=[("file", b"c/d/d", b"x"), ("flags", b"c", 32)],
+        lowers=[[("dir", b"c/d/d"), ("file", b"c/f")]],
+        steps=[(0, "unlink", b"c/d/d"), (0, "unlink", b"c/d/d"), (0, "chmod", b"c/f", 0o600)],
+    ),
     # A copied-up name of a lower hard link has a new st_ino, which its directory must list.
     "d_ino_of_a_broken_hard_link": Program(
         lowers=[[("big", b"a/f"), ("link", b"a/f", b"b/c/g")]],
