@@ -17,6 +17,7 @@ from voile.fuse.requests import DEFERRED
 from voile.fuse.session import Config, Operations, Session
 from voile.fuse.workers import WorkerPool
 from voile.linux import files, loop
+from voile.linux.fileattr import FS_IOC_GETFLAGS
 
 IOCTL_ECHO = 0xC0107601  # _IOWR('v', 1, 16 bytes)
 IOCTL_WAIT = 0x7602  # _IO('v', 2): not answered until its caller is interrupted
@@ -212,6 +213,8 @@ class MirrorFS(Operations):
         self.log("ioctl", hex(cmd), flags, data, out_size)
         if cmd == IOCTL_WAIT:
             return DEFERRED
+        if cmd == FS_IOC_GETFLAGS and "file_flags" in self.switches:
+            return self.switches["file_flags"].to_bytes(4, sys.byteorder)
         if cmd != IOCTL_ECHO:
             raise OSError(errno.ENOTTY, "unknown ioctl")
         return data[::-1]
@@ -226,16 +229,25 @@ class MirrorFS(Operations):
     def statfs(self, req):
         return replies.statfs_out(os.statvfs(self.root))
 
+    def has_xattrs(self):
+        """The switch no_xattrs is an errno: EOPNOTSUPP, or ENOSYS after which nobody asks again."""
+        if error := self.switches.get("no_xattrs"):
+            raise OSError(error, "no extended attributes")
+
     def setxattr(self, req, name, value, flags, setxattr_flags):
+        self.has_xattrs()
         os.setxattr(self.path(req.nodeid), name, value, flags)
 
     def getxattr(self, req, name, size):
+        self.has_xattrs()
         return os.getxattr(self.path(req.nodeid), name)
 
     def listxattr(self, req, size):
+        self.has_xattrs()
         return b"".join(os.fsencode(name) + b"\0" for name in os.listxattr(self.path(req.nodeid)))
 
     def removexattr(self, req, name):
+        self.has_xattrs()
         os.removexattr(self.path(req.nodeid), name)
 
     def opendir(self, req, flags):

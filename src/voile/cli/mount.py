@@ -11,6 +11,7 @@ from voile.overlay import params as mount_options
 from voile.overlay.params import Params, UsageError
 
 HELP = """usage: voile mount [-f] [-d] -o OPTIONS MOUNTPOINT
+       voile mount -o remount,ro|rw|noatime|... MOUNTPOINT
 
 Mount an overlay. Returns when the mount answers, leaving a daemon behind.
 
@@ -44,9 +45,15 @@ def main(words: list[bytes], from_helper: bool = False) -> int:
     if not target or len(source) > (1 if from_helper else 0):
         what = "a source and a mount point" if from_helper else "one mount point"
         raise UsageError(f"{what} needed, {len(arguments.operands)} operands given")
+    options = arguments.all(b"-o")
+    if any(b"remount" in item for item in options):
+        from voile.cli import remount
+
+        if remount.asked_for(options):
+            return remount.main(options, target)
     # Container engines unpack images as for fuse-overlayfs, which always looks for these.
     engine = from_helper and not source
-    params = build(arguments.all(b"-o"), source[0] if source else None, aufs_whiteouts=engine)
+    params = build(options, source[0] if source else None, aufs_whiteouts=engine)
     fstype = arguments.last(b"-t")
     if fstype is not None:
         params.subtype = fstype.removeprefix(b"fuse.").removeprefix(b"fuseblk.")

@@ -68,7 +68,13 @@ def _main(words: list[bytes]) -> int:
     namespace = arguments.last(b"-N")
     if namespace is not None:
         _enter(namespace)
-    params = mount.build(arguments.all(b"-o"), source, sloppy=b"-s" in arguments)
+    options = arguments.all(b"-o")
+    if any(b"remount" in item for item in options):
+        from voile.cli import remount
+
+        if remount.asked_for(options):
+            return remount.main(options, target)
+    params = mount.build(options, source, sloppy=b"-s" in arguments)
     if b"-f" in arguments:
         return report.OK
     verbose = b"-v" in arguments

@@ -60,8 +60,10 @@ def copy_up(
 
     Raises:
         Busy: somebody has to wait for it.
-        OSError: EROFS without an upper layer, ENOSPC and all else the file systems say.
+        OSError: EROFS on a mount that was made read-only, ENOSPC and all else the file systems say.
     """
+    if not ofs.writable:
+        raise OSError(EROFS, "read-only")
     extra, index = node.extra, ofs.index
     indexed = index is not None and extra is not None and bool(extra.entry)
     if extra is not None and extra.meta is not None and ofs.meta is not None:
@@ -72,8 +74,6 @@ def copy_up(
         if extra is not None and extra.meta is not None:
             _copy_up_data(ofs, node, extra, data, metadata)
         return
-    if not ofs.writable:
-        raise OSError(EROFS, "read-only")
     chain: list[Node] = [node]
     above = node.parent
     if index is not None and indexed:

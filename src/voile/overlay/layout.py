@@ -12,7 +12,7 @@ import os
 import stat
 from errno import EBUSY, EINVAL, ELOOP, ENODATA, ENOTDIR, EOPNOTSUPP, EPERM, EROFS
 
-from voile.linux import files, mount
+from voile.linux import fileattr, files, mount
 from voile.overlay.layers import DIR_FLAGS
 from voile.overlay.params import Params
 
@@ -90,6 +90,8 @@ class Layout:
                 self.work = Place("workdir", params.workdir)
                 self._check_upper(params, self.upper, self.work)
             self._check_overlap(params)
+            for place in (*self.lowers, *([] if self.upper is None else [self.upper])):
+                check_case(place)
         except BaseException:
             self.close()
             raise
@@ -163,6 +165,25 @@ class NoWhiteouts(MountError):
     """The upper file system makes no whiteouts."""
 
 
+def check_case(place: Place) -> None:
+    """Refuses a layer in which names that differ only in case are one.
+
+    The kernel's overlayfs joins such layers (6.18); we, and the kernel's caches of a FUSE mount, tell names
+    apart by their bytes.
+    """
+    try:
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place.fd)
+        try:
+            flags = fileattr.get_flags(fd)
+        finally:
+            os.close(fd)
+    except OSError:
+        return  # a file system without flags, or not ours to read
+    if flags & fileattr.FS_CASEFOLD_FL:
+        message = f"{place.role} is a case-insensitive directory (chattr +F), which is not supported"
+        raise MountError(EINVAL, message, place.path)
+
+
 def check_whiteouts(upper: Place, work: Place) -> None:
     """Refuses an upper file system that makes no whiteouts: another overlay, and most others of FUSE.
 
@@ -196,8 +217,8 @@ def private_tree(place: Place) -> int:
 def private_pair(upper: Place, work: Place, params: Params) -> tuple[int, int, int]:
     """Upper and work directory in *one* mount of our own: rename(2) does not cross mounts.
 
-    Its access times follow the options, whatever those of the upper file system's own mount
-    are: the kernel reads passthrough files by the rules of this one, not of the FUSE mount.
+    Its flags follow the options, whatever those of the upper file system's own mount are: by its access
+    times the kernel reads passthrough files, not by the FUSE mount's.
 
     Returns:
         Their descriptors, and that of the mount (-1: without the privilege, the
@@ -210,7 +231,7 @@ def private_pair(upper: Place, work: Place, params: Params) -> tuple[int, int, i
         base = os.open(common, DIR_FLAGS)
         try:
             tree = _clone(
-                base, (_access_times(params), mount.MOUNT_ATTR__ATIME | mount.MOUNT_ATTR_NODIRATIME)
+                base, (_upper_flags(params), mount.MOUNT_ATTR__ATIME | mount.MOUNT_ATTR_NODIRATIME)
             )
         finally:
             os.close(base)
@@ -228,8 +249,11 @@ def private_pair(upper: Place, work: Place, params: Params) -> tuple[int, int, i
     return opened[0], opened[1], tree
 
 
-def _access_times(params: Params) -> int:
-    if params.readonly or params.ms_flags & mount.MS_NOATIME:
+def _upper_flags(params: Params) -> int:
+    if params.readonly:
+        # Read-only itself: the kernel lets `mount -o remount,rw` pass without asking us.
+        return mount.MOUNT_ATTR_RDONLY | mount.MOUNT_ATTR_NOATIME
+    if params.ms_flags & mount.MS_NOATIME:
         return mount.MOUNT_ATTR_NOATIME
     strict = params.ms_flags & mount.MS_STRICTATIME
     files = mount.MOUNT_ATTR_STRICTATIME if strict else mount.MOUNT_ATTR_RELATIME

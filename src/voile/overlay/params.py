@@ -397,6 +397,10 @@ def _implies(mask: int) -> Handler:
     return handler
 
 
+def _no_effect(params: Params, name: bytes, value: bytes | None) -> None:
+    _no_value(name, value)
+
+
 def _ignore(params: Params, name: bytes, value: bytes | None) -> None:
     pass
 
@@ -426,7 +430,8 @@ _TABLE: dict[bytes, Handler] = {
     b"nfs_export": _only(b"off"),
     b"verity": _only(b"off"),
     b"uuid": _uuid,
-    b"override_creds": _ignore,  # layer accesses are always the mounter's
+    # Whose: who has set the option, or who has made the mount (6.15). That is one process here.
+    **dict.fromkeys((b"override_creds", b"nooverride_creds"), _no_effect),
     # FUSE
     b"allow_other": _flag("allow_other", True),
     b"default_permissions": _flag("default_permissions", True),

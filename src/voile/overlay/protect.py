@@ -55,7 +55,24 @@ def _learn(ofs: Overlay, node: Node) -> int:
         place = ofs.fds.fd(node.real), node.place, files.AT_SYMLINK_NOFOLLOW
     if node.is_upper:
         return decode(xattrs.get_at(place[0], place[1], ofs.names.protattr, place[2]) or b"")
-    return files.statx_attributes(*place) & MASK
+    protection = files.statx_attributes(*place) & MASK
+    return protection if protection and _has_flags(*place) else 0
+
+
+def _has_flags(dir_fd: int, name: bytes, at_flags: int) -> bool:
+    """Whether the file system has flags at all: erofs says of everything that it is immutable."""
+    nofollow = os.O_NOFOLLOW if at_flags else 0
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NONBLOCK | nofollow | os.O_CLOEXEC, dir_fd=dir_fd)
+    except OSError:
+        return True
+    try:
+        fileattr.get_flags(fd)
+    except OSError as exc:
+        return exc.errno not in _NO_FLAGS
+    finally:
+        os.close(fd)
+    return True
 
 
 def decode(value: bytes) -> int:
