@@ -17,7 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from benchmarks.systems import FuseOverlayfs, Kernel, Voile  # noqa: E402  # below the path they need
+from benchmarks.huge import Huge  # noqa: E402  # below the path they need
+from benchmarks.systems import FuseOverlayfs, Kernel, Voile  # noqa: E402
 from support.filesystems import Filesystems  # noqa: E402
 from support.namespace import ISOLATION  # noqa: E402
 
@@ -53,6 +54,7 @@ COMPUTING = [
 UNITS = {"µs": 1e3, "ms": 1e6}
 
 
+PARTS = ["tree", "volatile", "follow", "memory", "huge"]
 NAMES = ("kernel", "fuse-overlayfs", "voile", "voile, cpu_follow=off")
 
 
@@ -115,6 +117,14 @@ class Bench:
             self.add("memory per cached file", "B", "<= 500 B", system.name, (after - before) / files)
             self.add("memory, base", "MiB", "", system.name, before / (1 << 20))
 
+    def huge(self, system, entries):
+        huge = Huge(system, self.client, self.filesystems.directory("big-tmpfs"), entries)
+        huge.run()
+        for label, seconds, longest in huge.rows:
+            self.add(f"{entries:,}: {label}", "s", "", system.name, seconds)
+            if longest:
+                self.add(f"{entries:,}: {label}: longest wait", "ms", "<= 100 ms", system.name, longest * 1e3)
+
     def table(self, names):
         """Markdown."""
         head = ["operation", "unit", *names, "/ kernel", "/ fuse-overlayfs", "wanted"]
@@ -147,21 +157,22 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--only", choices=["tree", "volatile", "follow", "memory"], action="append", help="not all"
+        "--only", choices=PARTS, action="append", help="not all"
     )
+    parser.add_argument("--entries", type=int, default=1_000_000, help="of the huge directory")
     parser.add_argument("--without", action="append", default=[], choices=NAMES[:3])
     parser.add_argument("--json", type=Path, help="write every figure of every round to this file")
     arguments = parser.parse_args()
     ISOLATION.enter()
     if not ISOLATION.isolated:
         sys.exit("the benchmarks mount: they need root")
-    wanted = arguments.only or ["tree", "volatile", "follow", "memory"]
+    wanted = arguments.only or PARTS
     systems = [Kernel("kernel"), FuseOverlayfs("fuse-overlayfs"), Voile("voile")]
     systems = [s for s in systems if s.name not in arguments.without]
     filesystems = Filesystems()
     try:
         bench = Bench(filesystems, arguments.rounds)
-        run(bench, filesystems, systems, wanted)
+        run(bench, filesystems, systems, wanted, arguments.entries)
     finally:
         filesystems.close()
     names = [n for n in NAMES if any(n == system for _, system in bench.figures)]
@@ -174,7 +185,7 @@ def main():
         )
 
 
-def run(bench, filesystems, systems, wanted):
+def run(bench, filesystems, systems, wanted, entries):
     if "tree" in wanted or "follow" in wanted:
         lower = make_lower(filesystems.directory("big-tmpfs"))
     if "tree" in wanted:
@@ -189,6 +200,9 @@ def run(bench, filesystems, systems, wanted):
         bench.compare(systems, COMPUTING, lower, "big-tmpfs", lambda point: None)
     if "memory" in wanted:
         bench.memory([s for s in systems if s.name in ("fuse-overlayfs", "voile")])
+    if "huge" in wanted:
+        for system in systems:
+            bench.huge(system, entries)
 
 
 main()

@@ -5,14 +5,17 @@
  *   client hotstat|hotopen|fsync|fdatasync FILE COUNT
  *   client seqwrite|seqread FILE MEBIBYTES
  *   client compute-stat|compute-negative DIR COUNT   (computes 200 us between two calls, which are timed alone)
+ *   client wait DIR 0        (until its stdin ends: looks up, creates and removes a name each millisecond)
  *
- * Prints one number: nanoseconds per operation (per MiB for seq*, per directory for readdir*).
+ * Prints one number: nanoseconds per operation (per MiB for seq*, per directory for readdir*); `wait` the longest
+ * time that one of its calls took.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <err.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -123,6 +126,40 @@ static double on_file(const char *what, const char *path, int count, char *buffe
     return (now() - start) / count;
 }
 
+static void longest(double *max, double start)
+{
+    double took = now() - start;
+    if (took > *max)
+        *max = took;
+}
+
+/* Somebody else on the mount, who is to be served while others do what takes long. */
+static double wait_for_answers(int at)
+{
+    struct pollfd in = {.fd = 0, .events = POLLIN};
+    double start, max = 0;
+    struct stat st;
+    char name[32];
+    for (int i = 0; poll(&in, 1, 1) == 0; i++) {
+        int fd;
+        snprintf(name, sizeof name, "w%d", i);
+        start = now();
+        if (fstatat(at, name, &st, 0) == 0 || errno != ENOENT)
+            err(1, "stat %s", name);
+        longest(&max, start);
+        start = now();
+        if ((fd = openat(at, name, O_WRONLY | O_CREAT | O_EXCL, 0644)) < 0)
+            err(1, "create %s", name);
+        longest(&max, start);
+        close(fd);
+        start = now();
+        if (unlinkat(at, name, 0))
+            err(1, "unlink %s", name);
+        longest(&max, start);
+    }
+    return max;
+}
+
 int main(int argc, char **argv)
 {
     const char *what, *path;
@@ -148,6 +185,10 @@ int main(int argc, char **argv)
     }
     if ((at = open(path, O_RDONLY | O_DIRECTORY)) < 0)
         err(1, "%s", path);
+    if (is(what, "wait")) {
+        printf("%.1f\n", wait_for_answers(at));
+        return 0;
+    }
     if (strncmp(what, "compute-", 8) == 0) {
         for (int i = 0; i < count; i++) {
             double start;

@@ -20,9 +20,13 @@ class System:
 
     def mount(self, lower, base):
         """Mount below the new directory `base` with a new upper; the mount point and how long it took."""
-        self.base = Path(base)
         for part in ("up", "wk", "mnt"):
-            (self.base / part).mkdir(parents=True)
+            (Path(base) / part).mkdir(parents=True)
+        return self.mount_again(lower, base)
+
+    def mount_again(self, lower, base):
+        """As `mount`, over directories that are there already."""
+        self.base = Path(base)
         self.point = self.base / "mnt"
         data = f"lowerdir={lower},upperdir={self.base}/up,workdir={self.base}/wk"
         command = self.command(",".join(filter(None, [data, self.options])), str(self.point))

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import stat
 
 import pytest
 
@@ -62,9 +63,9 @@ def write(path, data=b"!", offset=0):
     return run
 
 
-def begin(overlay, *functions):
+def begin(overlay, *functions, hold="hold"):
     """Starts callers, one when the other waits for the copy-up that the first one has begun."""
-    overlay.hook("hold")
+    overlay.hook(hold)
     children = []
     for function in functions:
         children.append(Child(function))
@@ -276,3 +277,17 @@ def test_unmounted_lazily(mounted):
     assert mounted.process.wait(20) == 0
     assert mounted.output() == ""
     assert (upper / "d/e/big").read_bytes() == b"!" + DATA[1:]
+
+
+@pytest.mark.parametrize("mounted", [""], indirect=True)
+def test_a_directory_is_synced_while_others_are_served(mounted):
+    """On a mount that is not volatile its copy is durable before it shows."""
+    point = mounted.point
+    functions = [lambda: os.mkdir(point / "d/new"), lambda: os.chmod(point / "full", 0o700)]
+    children = begin(mounted, *functions, hold="holddirs")
+    assert sorted(os.listdir(point)) == ["d", "full"]
+    assert os.stat(point / "d").st_mode == os.stat(mounted.layers.lowers[0] / "d").st_mode
+    assert os.listdir(mounted.layers.upper) == []
+    assert finish(mounted, children) == [0, 0]
+    assert sorted(os.listdir(point / "d")) == ["e", "new"]
+    assert stat.S_IMODE(os.stat(mounted.layers.upper / "full").st_mode) == 0o700

@@ -5,11 +5,13 @@ The hooks are called through the mount, by asking any of its objects for an attr
 user.hook.crash.N      the daemon dies instead of doing the N-th change of a file system from now on
 user.hook.fail.N.E     the N-th change from now on fails with errno E; -1: with something that is no OSError
 user.hook.fdlimit.N    so many directory descriptors may stay open between two requests
-user.hook.hold         long work waits until …
+user.hook.hold         the copying of files waits until …
+user.hook.holddirs     the copying of directories waits until …
 user.hook.holdlater    what is answered late, except after a copy-up, waits until …
 user.hook.go           … it may go on
 user.hook.nothreads    no thread can be started
 user.hook.nohandles    files cannot be found by handle (an ordinary user's mount)
+user.hook.longest      the most CPU seconds that the loop has spent between two looks at its requests
 user.hook.state        what the daemon holds, as JSON
 
 In the daemon this is one function around each of the few that change a file system: the code under test is
@@ -21,6 +23,7 @@ import json
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 CHANGES = {
@@ -40,14 +43,18 @@ class Hooks:
         self.error = 0
         self.overlay = None
         self.operations = None
+        self.holds_directories = False
         self.go = threading.Event()
         self.go.set()
         self.go_later = threading.Event()
         self.go_later.set()
         # Requests that wait for a copy-up.
         self.parked = set()
+        self.longest = 0.0
 
     def install(self):
+        from voile.fuse.session import Session
+        from voile.fuse.workers import WorkerPool
         from voile.linux import files
         from voile.overlay import attr, copy_up
         from voile.overlay.super import Overlay
@@ -66,7 +73,7 @@ class Hooks:
         )
 
         def held(job):
-            if job.slow:
+            if job.slow and (job.node.is_dir if self.holds_directories else not job.node.is_dir):
                 self.go.wait()
             run(job)
 
@@ -100,9 +107,24 @@ class Hooks:
                 return self.asked(*name.decode().split(".")[2:])
             return getxattr(overlay, node, name)
 
+        for cls, name in ((Session, "_make_process"), (WorkerPool, "run_completions")):
+            self.time(cls, name)
         Overlay.activate, attr.getxattr, copy_up.CopyUp.run = activated, asked, held
         OverlayOperations.__init__, OverlayOperations.unexpected = made, unexpected
         copy_up.CopyUp.complete, OverlayOperations.later = completed, later
+
+    def time(self, cls, name):
+        real = getattr(cls, name)
+
+        def timed(function):
+            def run(*arguments):
+                start = time.thread_time()
+                function(*arguments)
+                self.longest = max(self.longest, time.thread_time() - start)
+
+            return run
+
+        setattr(cls, name, timed(real) if name != "_make_process" else lambda *given: timed(real(*given)))
 
     def wrap(self, module, name, counts):
         real = getattr(module, name)
@@ -127,7 +149,8 @@ class Hooks:
             self.armed, self.calls, self.at, self.error = True, [], *numbers, *[0] * (what == "crash")
         elif what == "fdlimit":
             self.overlay.fds.limit = numbers[0]
-        elif what == "hold":
+        elif what in ("hold", "holddirs"):
+            self.holds_directories = what == "holddirs"
             self.go.clear()
         elif what == "holdlater":
             self.go_later.clear()
@@ -141,10 +164,13 @@ class Hooks:
             threading.Thread.start = no_thread
         elif what == "state":
             return self.state()
+        elif what == "longest":
+            return b"%f" % self.longest
         raise OSError(errno.ENODATA, "done")
 
     def state(self):
         nodes, operations = self.overlay.nodes, self.operations
+        operations.pool.fileno()  # made when it is first needed: then it is always there
         found = {
             "calls": self.calls,
             "nodes": len(nodes),

@@ -18,6 +18,7 @@ from voile.fuse import abi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import NoReturn, TypeAlias
 
     from voile.fuse.negotiation import Negotiated
@@ -64,7 +65,12 @@ class Operations:
         _missing()
 
     def forget(self, nodeid: int, nlookup: int) -> None:
-        """The kernel drops *nlookup* lookups of *nodeid*. No reply. Also called for BATCH_FORGET."""
+        """The kernel drops *nlookup* lookups of *nodeid*. No reply."""
+
+    def batch_forget(self, many: Iterator[tuple[int, int]]) -> None:
+        """As `forget`, for up to 65,000 pairs of *nodeid* and *nlookup*."""
+        for nodeid, nlookup in many:
+            self.forget(nodeid, nlookup)
 
     def readlink(self, req: Request) -> Body:
         """→ the target, without a trailing NUL."""

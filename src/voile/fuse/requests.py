@@ -179,12 +179,11 @@ def _forget(ops: Operations) -> Handler:
 
 
 def _batch_forget(ops: Operations) -> Handler:
-    method = ops.forget
+    method = ops.batch_forget
 
     def handle(req: Request, buf: Buffer, size: int) -> Body:
         (count,) = abi.BATCH_FORGET_IN.unpack_from(buf, 40)
-        for nodeid, nlookup in abi.FORGET_ONE.iter_unpack(buf[48 : 48 + 16 * count]):
-            method(nodeid, nlookup)
+        method(abi.FORGET_ONE.iter_unpack(buf[48 : 48 + 16 * count]))
         return DEFERRED
 
     return handle

@@ -10,7 +10,7 @@ from voile.linux import files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator, Iterator
     from typing import TypeVar
 
     T = TypeVar("T")
@@ -52,26 +52,21 @@ def remove(dirfd: int, name: bytes) -> None:
 
     Directories of ours are removed whatever their modes. Raises OSError for what cannot be removed.
     """
+    for _ in removal(dirfd, name):
+        pass
+
+
+def removal(dirfd: int, name: bytes) -> Generator[None, None, None]:
+    """As `remove`, entry by entry: for who has something else to do in between, or gives up."""
     too_deep = [name]
     while too_deep:
-        _remove(dirfd, too_deep.pop(), 0, dirfd, too_deep)
+        name = too_deep.pop()
+        if not _removed_at_once(dirfd, name):
+            yield from _removal(dirfd, name, 0, dirfd, too_deep)
 
 
-def _remove(dirfd: int, name: bytes, depth: int, top: int, too_deep: list[bytes]) -> None:
-    try:
-        os.unlink(name, dir_fd=dirfd)
-        return
-    except FileNotFoundError:
-        return
-    except IsADirectoryError:
-        pass
-    try:
-        # An empty directory needs no permissions of its own.
-        os.rmdir(name, dir_fd=dirfd)
-        return
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
+def _removal(dirfd: int, name: bytes, depth: int, top: int, too_deep: list[bytes]) -> Iterator[None]:
+    """Removes a directory that is not empty."""
     fd = open_directory(dirfd, name)
     try:
         about = os.fstat(fd)
@@ -82,8 +77,34 @@ def _remove(dirfd: int, name: bytes, depth: int, top: int, too_deep: list[bytes]
             os.rename(name, moved, src_dir_fd=dirfd, dst_dir_fd=top)
             too_deep.append(moved)
             return
-        for entry in os.listdir(fd):
-            _remove(fd, os.fsencode(entry), depth + 1, top, too_deep)
+        # Not listdir(3): a million names are 100 MB.
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                below = os.fsencode(entry.name)
+                if _removed_at_once(fd, below):
+                    yield
+                else:
+                    yield from _removal(fd, below, depth + 1, top, too_deep)
     finally:
         os.close(fd)
     os.rmdir(name, dir_fd=dirfd)
+    yield
+
+
+def _removed_at_once(dirfd: int, name: bytes) -> bool:
+    """Whether `name` is gone now: everything but a directory that is not empty."""
+    try:
+        os.unlink(name, dir_fd=dirfd)
+        return True
+    except FileNotFoundError:
+        return True
+    except IsADirectoryError:
+        pass
+    try:
+        # An empty directory needs no permissions of its own.
+        os.rmdir(name, dir_fd=dirfd)
+        return True
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    return False

@@ -30,9 +30,15 @@ from voile.overlay.layers import DIR_FLAGS, RealDir
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Protocol
 
     from voile.overlay.inode import Name
     from voile.overlay.super import Overlay
+
+    class Job(Protocol):
+        """What takes so long that others are served meanwhile."""
+
+        waiters: list[Callable[[int], None]]
 
 # Up to here copying is quicker than handing it over.
 INLINE_BYTES = 256 * 1024
@@ -42,9 +48,9 @@ _NOT_HERE = (EXDEV, EINVAL, EOPNOTSUPP, ENOSYS, ENOTTY, EPERM)
 
 
 class Busy(Exception):
-    """The object is being copied up; `job.waiters` are told when it is over."""
+    """The object is being copied up, or looked at; `job.waiters` are told when it is over."""
 
-    def __init__(self, job: CopyUp) -> None:
+    def __init__(self, job: Job) -> None:
         self.job = job
 
 
@@ -151,10 +157,21 @@ class CopyUp:
     @property
     def slow(self) -> bool:
         """Whether this must not be done while others wait."""
-        if not stat.S_ISREG(self.st.st_mode) or self.metacopy:
+        if self.metacopy:
             return False
+        if self.synced and self.dst >= 0:
+            return True
         size = self.st.st_size if self.below is not None else self.st.st_blocks * 512
-        return (self.data and size > INLINE_BYTES) or not self.ofs.volatile
+        return self.data and size > INLINE_BYTES and stat.S_ISREG(self.st.st_mode)
+
+    @property
+    def synced(self) -> bool:
+        """Whether the copy is to be durable before it is seen.
+
+        With metacopy=on metadata is not worth a sync to the kernel (ovl_copy_up_one, metadata_fsync).
+        """
+        of_metadata = self.metacopy or stat.S_ISDIR(self.st.st_mode)
+        return not self.ofs.volatile and not (self.ofs.metacopy and of_metadata)
 
     def begin(self) -> None:
         """Opens the source and makes the temporary object."""
@@ -207,8 +224,7 @@ class CopyUp:
             changed = not self.data and st.st_size > 0 and stat.S_ISREG(st.st_mode)
             mtime = files.UTIME_NOW if changed else st.st_mtime_ns
             files.utimensat(self.dst, None, st.st_atime_ns, mtime)
-            # With metacopy=on metadata is not worth a sync to the kernel (ovl_copy_up_one, metadata_fsync).
-            if not ofs.volatile and not (ofs.metacopy and (self.metacopy or stat.S_ISDIR(st.st_mode))):
+            if self.synced:
                 os.fsync(self.dst)
             return
         work, temp = ofs.work_fd, self.temp

@@ -16,17 +16,19 @@ from __future__ import annotations
 
 import os
 import struct
+from errno import EIO
 from mmap import mmap
+from time import monotonic
 
 from voile.linux import files
 from voile.overlay import namei, whiteout
-from voile.overlay.copy_up import drop_impure
+from voile.overlay.copy_up import Busy, drop_impure
 from voile.overlay.inode import Dir
 from voile.overlay.layers import RealDir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Set
+    from collections.abc import Callable, Generator, Iterator, Set
 
     from voile.overlay.super import Overlay
 
@@ -38,6 +40,9 @@ DT_DIR = 4
 DT_REG = 8
 
 _NONE: frozenset[int] = frozenset()
+# For so many seconds a look at a directory may keep others waiting.
+_STEP = 0.005
+
 _HEAD = struct.Struct("=QqHB")
 # An anonymous mapping costs memory only where entries touch it.
 _BUFFER = mmap(-1, 64 * 1024)
@@ -80,7 +85,73 @@ def batches(ofs: Overlay, node: Dir, *, noatime: bool = False) -> Iterator[list[
 
 
 def is_empty(ofs: Overlay, node: Dir) -> bool:
-    """Whether there is nothing but whiteouts; not those that are attributes (`ovl_check_empty_dir`)."""
+    """Whether there is nothing but whiteouts; not those that are attributes (`ovl_check_empty_dir`).
+
+    Raises:
+        Busy: there are so many whiteouts that others should not wait for the answer.
+    """
+    look = ofs.looks.get(node)
+    if look is None:
+        look = Look(ofs, node)
+        if ofs.soon is None:
+            while not look.step():
+                pass
+        elif not look.step():
+            ofs.looks[node] = look
+            ofs.soon(look.go_on)
+    if not look.over:
+        raise Busy(look)
+    return look.empty
+
+
+class Look:
+    """A look at a directory that may be empty, in steps.
+
+    The answer holds for those who have waited for it: the kernel lets nobody create anything in a directory
+    that it wants removed or replaced (vfs_rmdir and vfs_rename lock it).
+    """
+
+    __slots__ = ("waiters", "over", "empty", "_ofs", "_node", "_shows")
+
+    def __init__(self, ofs: Overlay, node: Dir) -> None:
+        # Called with the errno of the failure, or 0.
+        self.waiters: list[Callable[[int], None]] = []
+        self.over = False
+        self.empty = True
+        self._ofs = ofs
+        self._node = node
+        self._shows = _shows(ofs, node)
+
+    def step(self) -> bool:
+        """Looks for a short time; whether that was all."""
+        until = monotonic() + _STEP
+        for shows in self._shows:
+            if shows:
+                self.empty = False
+                break
+            if monotonic() > until:
+                return False
+        self.over = True
+        self._shows.close()
+        return True
+
+    def go_on(self) -> None:
+        """The next step, and after the last one the requests that wait."""
+        assert self._ofs.soon is not None
+        code = 0
+        try:
+            if not self.step():
+                self._ofs.soon(self.go_on)
+                return
+        except Exception as exc:
+            code = (exc.errno if isinstance(exc, OSError) else None) or EIO
+        for waiter in self.waiters:
+            waiter(code)
+        del self._ofs.looks[self._node]
+
+
+def _shows(ofs: Overlay, node: Dir) -> Generator[bool, None, None]:
+    """For some thousand entries at a time, whether there is anything but whiteouts."""
     whiteouts: set[bytes] = set()
     for real in () if node.dead else node.reals:
         hidden = _hidden(ofs, real)
@@ -91,13 +162,13 @@ def is_empty(ofs: Overlay, node: Dir) -> bool:
                 if ofs.aufs and name[:4] == whiteout.AUFS_PREFIX:
                     continue
                 if kind != DT_CHR and kind != DT_UNKNOWN:
-                    return False
+                    yield True
                 if not whiteout.is_whiteout(os.stat(name, dir_fd=ofs.fds.fd(real), follow_symlinks=False)):
-                    return False
+                    yield True
                 whiteouts.add(name)
+            yield False
         if ofs.aufs:
             whiteouts |= whiteout.aufs_names(real, ofs.fds.fd(real))
-    return True
 
 
 def _hidden(ofs: Overlay, real: RealDir) -> Set[int]:

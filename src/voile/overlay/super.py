@@ -21,6 +21,7 @@ from voile.overlay.inode import Dir, Node, NodeTable
 from voile.overlay.layers import DIR_FLAGS, FdCache, Layer, RealDir
 from voile.overlay.layout import Layout, MountError, Place, private_pair, private_tree
 from voile.overlay.params import Params
+from voile.overlay.sweep import Sweeper
 from voile.overlay.whiteout import Maker, is_aufs_opaque
 from voile.volatile import chain, marker, policy, probe
 from voile.volatile.sync_status import SyncStatus
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from voile.overlay.index import Index
     from voile.overlay.metacopy import Metacopy
+    from voile.overlay.readdir import Look
 
     Submit = Callable[[Callable[[], Any], Callable[[Any, BaseException | None], None]], None]
 
@@ -79,15 +81,16 @@ class Overlay:
     """A union of layers, ready to be served.
 
     Attributes that a server sets: `submit` (hands long work to another thread, see
-    copy_up) and `changed` (told of nodes whose attributes changed without a request).
+    copy_up), `soon` (runs something when those who wait have been served) and `changed`
+    (told of nodes whose attributes changed without a request).
     """
 
     __slots__ = (
         "params", "names", "filesystems", "upper_layer", "lowers", "fds", "nodes", "root",
         "work_fd", "workdir_fd", "upper_fd", "index", "sync", "namelen", "samefs", "hidden", "creds",
-        "whiteouts", "submit", "changed", "births_known", "origins", "warnings", "writable", "volatile",
-        "follows_redirects", "metacopy", "meta", "data_layers", "aufs", "_ino_shift", "_temp", "_tree_fd",
-        "_locks", "_take_later", "_holder", "_made_work", "_active",
+        "whiteouts", "sweeper", "submit", "soon", "looks", "changed", "births_known", "origins",
+        "warnings", "writable", "volatile", "follows_redirects", "metacopy", "meta", "data_layers", "aufs",
+        "_ino_shift", "_temp", "_tree_fd", "_locks", "_take_later", "_holder", "_made_work", "_active",
     )  # fmt: skip
 
     upper_layer: Layer
@@ -116,7 +119,11 @@ class Overlay:
         self.hidden: set[tuple[int, int]] = set()
         self.creds = Creds()
         self.whiteouts = Maker(self)
+        self.sweeper = Sweeper(self)
         self.submit: Submit | None = None
+        self.soon: Callable[[Callable[[], None]], None] | None = None
+        # Looks at directories that may be empty, and take long.
+        self.looks: dict[Dir, Look] = {}
         self.changed: Callable[[Node], None] = lambda node: None
         # Whether callers remember times of birth, which a copy-up changes.
         self.births_known = False
@@ -304,11 +311,14 @@ class Overlay:
             os.stat(b"work", dir_fd=self.workdir_fd, follow_symlinks=False)
         except FileNotFoundError:
             existed = False
-        trees.remove(self.workdir_fd, b"work")
+        self.sweeper.clear()
         for name in os.listdir(self._locks[1]):
             if name.startswith("#probe"):  # left by a mount that was killed
                 trees.remove(self.workdir_fd, os.fsencode(name))
-        os.mkdir(b"work", 0o700, dir_fd=self.workdir_fd)
+        try:
+            os.mkdir(b"work", 0o700, dir_fd=self.workdir_fd)
+        except FileExistsError:
+            self._temp = self.sweeper.highest()
         self._made_work = not existed
         self.work_fd = os.open(b"work", DIR_FLAGS, dir_fd=self.workdir_fd)
         path = xattrs.proc_fd(self.work_fd)
@@ -372,6 +382,7 @@ class Overlay:
             self._close_all()
 
     def _close_all(self) -> None:
+        self.sweeper.stop()
         self.sync.probe.close()
         self.fds.close()
         if self.index is not None:
@@ -453,15 +464,8 @@ class Overlay:
         return b"#%x" % self._temp
 
     def discard(self, temp: bytes) -> None:
-        """Removes a temporary object with all that is in it; it may be gone already.
-
-        What cannot be removed stays there until the next mount: it is no reason to say that a
-        change failed which has been made (ovl_cleanup).
-        """
-        try:
-            trees.remove(self.work_fd, temp)
-        except OSError:
-            pass
+        """Removes a temporary object with all that is in it; see `Sweeper.discard`."""
+        self.sweeper.discard(temp)
 
     def statvfs(self) -> os.statvfs_result:
         """statvfs(3) of the upper layer, or of the top lower one."""

@@ -89,6 +89,7 @@ class Served(Operations):
         self.session = session
         self.pool = pool
         self.overlay.submit = pool.submit
+        self.overlay.soon = pool.soon
 
     def init(self, negotiated: Negotiated) -> None:
         self.negotiated = negotiated

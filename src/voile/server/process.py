@@ -100,6 +100,7 @@ def serve(
         raise
     try:
         operations.poll.start()
+        overlay.sweeper.go_on()
         _loop(session, pool, params, target, on_signal, keeper)
     finally:
         os.close(fd)
