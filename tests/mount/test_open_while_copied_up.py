@@ -153,12 +153,13 @@ def expected(table):
     return {(change.__name__, number): seen for change, seen in table.items() for number in range(2)}
 
 
-def test_kernel(layers, kernel_overlay):
-    point = kernel_overlay(files(layers())).mount()
+@pytest.mark.parametrize("options", ["", "metacopy=on,index=on"], ids=lambda options: options or "default")
+def test_kernel(layers, kernel_overlay, options):
+    point = kernel_overlay(files(layers())).mount(options)
     assert in_child(lambda: all_changes(point)) == expected(KERNEL)
 
 
-OPTIONS = ["volatile", "", "passthrough=off", "volatile,passthrough=off"]
+OPTIONS = ["volatile", "", "passthrough=off", "volatile,passthrough=off", "volatile,metacopy=on,index=on"]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options or "default")

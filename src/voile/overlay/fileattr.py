@@ -11,6 +11,7 @@ from errno import ENODATA, EOPNOTSUPP
 
 from voile.linux import fileattr
 from voile.overlay import protect
+from voile.overlay.attr import proc_path
 from voile.overlay.copy_up import copy_up
 from voile.overlay.inode import Dir, Node
 from voile.overlay.layers import DIR_FLAGS
@@ -25,7 +26,10 @@ _XFLAGS = fileattr.FS_XFLAG_IMMUTABLE | fileattr.FS_XFLAG_APPEND
 def _open(ofs: Overlay, node: Node) -> int:
     if isinstance(node, Dir):
         return os.open(b".", (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY, dir_fd=ofs.fds.fd(node.top))
-    return ofs.open_real(node, os.O_RDONLY)
+    # Not the file with the data, which may be another one (metacopy).
+    path, follow = proc_path(ofs, node)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.open(path, flags if follow else flags | os.O_NOFOLLOW)
 
 
 def _to_xflags(flags: int) -> int:
@@ -92,7 +96,7 @@ def set_fsxattr(ofs: Overlay, node: Node, value: bytes) -> None:
 
 def _prepare(ofs: Overlay, node: Node, flags: int) -> int:
     """Stores the protection flags; an open upper object for the others (`ovl_set_protattr`)."""
-    copy_up(ofs, node)
+    copy_up(ofs, node, metadata=True)
     known = protect.flags_of(ofs, node)
     fd = _open(ofs, node)
     try:

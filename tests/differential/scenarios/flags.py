@@ -105,6 +105,51 @@ def clear(t, letters, prefix=""):
     t.chattr(f"{prefix}dir-{letters}", 0)
 
 
+@scenario(options="metacopy=on,index=on")
+def of_files_whose_data_stays_below(b):
+    for name in ("f", "g", "h", "i"):
+        b.low.file(name, b"0123456789" * 1000)
+    b.low.link("h", "link").chattr("i", ATIME | SYNC)
+    t = yield
+    t.chattr("f", DUMP)
+    t.chmod("g", 0o600)
+    for path in ("g", "h", "i"):
+        t.chattr(path, DUMP | IMM)
+        t.fsxattr(path)
+        t.chmod(path, 0o640)
+        t.append(path, b"more")
+    for path in ("f", "g", "h", "link", "i"):
+        t.flags(path)
+        t.read(path)
+    t.chattr("h", DUMP)
+    t.set_fsxattr("g", 0x40)
+    t.append("link", b"more")
+    for path in ("f", "g", "h", "link", "i"):
+        t.flags(path)
+        t.fsxattr(path)
+
+
+for _letters, _flags in STRICT.items():
+    for _options in ("metacopy=on", "index=on", "metacopy=on,index=on"):
+
+        @scenario(name=f"with_{_options.replace(',', '_')}_{_letters}", options=_options)
+        def with_options(b, letters=_letters, flags=_flags):
+            make(b.low)
+            make(b.low, "other-")
+            b.low.link(letters, "link").link("other-" + letters, "other-link")
+            b.low.chattr(letters, flags).chattr(f"dir-{letters}", flags)
+            t = yield
+            for path in (letters, "link", "other-" + letters, "other-link"):
+                try_file(t, path)
+            t.chattr("other-" + letters, flags | DUMP | ATIME)
+            for path in (letters, "link", "other-" + letters, "other-link"):
+                try_file(t, path)
+            try_dir(t, f"dir-{letters}")
+            clear(t, letters)
+            clear(t, letters, "other-")
+            for path in (letters, "link", "other-" + letters, "other-link"):
+                try_file(t, path)
+
 for _letters, _flags in EACH.items():
 
     @scenario(name=f"of_lower_objects_{_letters}")
