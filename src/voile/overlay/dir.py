@@ -21,7 +21,7 @@ from errno import EEXIST, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EPERM
 from voile.linux import files
 from voile.overlay import namei, protect, readdir, whiteout, xattrs
 from voile.overlay.copy_up import Busy, copy_up, set_impure
-from voile.overlay.inode import Dir, Node
+from voile.overlay.inode import Dir, Indexed, Node
 from voile.overlay.layers import DIR_FLAGS, RealDir
 
 TYPE_CHECKING = False
@@ -151,7 +151,10 @@ def link(ofs: Overlay, node: Node, parent: Dir, name: bytes) -> os.stat_result:
     if node.ino != ofs.map_ino(node.real.layer, before.st_ino):
         set_impure(ofs, parent)
     if ofs.meta is not None:
-        ofs.meta.set_redirect(node, same_dir=False)
+        at = None if node.parent is None else (node.parent, node.name)
+        if ofs.index is not None and isinstance(node.extra, Indexed):
+            at = ofs.index.name_for(node, None)
+        ofs.meta.set_redirect(node, at, same_dir=False)
     _make(ofs, parent, name, None, make)
     st = os.stat(name, dir_fd=ofs.fds.fd(_upper(parent)), follow_symlinks=False)
     ofs.nodes.index(node, st.st_ino)

@@ -35,6 +35,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from voile.overlay.inode import Name
     from voile.overlay.super import Overlay
 
     Found = tuple[RealDir, bytes, os.stat_result]
@@ -182,8 +183,8 @@ class Metacopy:
         else:
             node.more().meta = Meta(node.real, node.place, 0 if hard else node.ino, hard)
 
-    def set_redirect(self, node: Node, same_dir: bool) -> None:
-        """Stores where the lower part of a metacopy file stays, before it gets another name.
+    def set_redirect(self, node: Node, at: Name | None, same_dir: bool) -> None:
+        """Stores where the lower part of a metacopy file stays, before it gets another name than `at`.
 
         `ovl_set_redirect` for files: upper hard links may be in several directories, and several
         lower ones may be copied up to the same file.
@@ -197,9 +198,9 @@ class Metacopy:
         relative = same_dir and not meta.hard
         if meta.redirect is not None and (relative or meta.redirect[:1] == b"/"):
             return
-        if node.parent is None:
+        if at is None:
             raise OSError(EXDEV, "its path is not known any more")
-        value = node.name if relative else rename.absolute(node)
+        value = at[1] if relative else rename.absolute(at[0], meta.redirect or at[1])
         path, follow = attr.proc_path(self.ofs, node)
         try:
             os.setxattr(path, self.ofs.names.redirect, value, follow_symlinks=follow)

@@ -112,14 +112,14 @@ def _file(
             node = Node(parent, name, real, ofs.map_ino(layer, st.st_ino), st.st_mode & S_IFMT)
             if meta is not None:
                 node.more().meta = meta
-        return node, st if ofs.meta is None else ofs.stat(node)
+        return node, _with_blocks(ofs, node, st)
     # Also with one link: the name that it is known by may be removed already, and the file still be open.
     known = ofs.nodes.by_ino.get(st.st_ino)
     if known is not None:
         ofs.nodes.add_link(known, parent, name)
         if index is not None:
             index.looked_up(known, parent, name)
-        return known, st if ofs.meta is None else ofs.stat(known)
+        return known, _with_blocks(ofs, known, st)
     entry = None if index is None else index.upper(parent, name, real, st)
     if entry is not None:
         node = entry
@@ -132,10 +132,14 @@ def _file(
         node = Node(parent, name, real, ino, st.st_mode & S_IFMT)
         if st.st_nlink > 1:
             ofs.nodes.index(node, st.st_ino)
-    if meta is None:
-        return node, st
-    node.more().meta = meta
-    return node, ofs.stat(node)
+    if meta is not None:
+        node.more().meta = meta
+    return node, _with_blocks(ofs, node, st)
+
+
+def _with_blocks(ofs: Overlay, node: Node, st: os.stat_result) -> os.stat_result:
+    """What to show of a file: st_blocks of a metacopy file are elsewhere."""
+    return st if node.extra is None or node.extra.meta is None else ofs.stat(node)
 
 
 def refuse_metacopy(ofs: Overlay, dir_fd: int, name: bytes, st: os.stat_result) -> None:

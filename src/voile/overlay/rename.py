@@ -99,6 +99,10 @@ def _move(
             flags = RENAME_EXCHANGE if over_whiteout else RENAME_WHITEOUT
         elif isinstance(old, Dir) and over_whiteout:
             flags, clean_whiteout = RENAME_EXCHANGE, True
+    if ofs.meta is not None:
+        ofs.meta.set_redirect(old, (old_parent, old_name), same_dir)
+        if exchange and new is not None:
+            ofs.meta.set_redirect(new, (new_parent, new_name), same_dir)
     _prepare(ofs, old, old_fd, new_parent, same_dir)
     if exchange and new is not None:
         _prepare(ofs, new, new_fd, old_parent, same_dir)
@@ -171,8 +175,6 @@ def _prepare(ofs: Overlay, node: Node, dir_fd: int, new_parent: Dir, same_dir: b
                 if exc.errno == EOPNOTSUPP:
                     raise OSError(EXDEV, "no attributes in the upper layer") from None
                 raise
-    elif ofs.meta is not None:
-        ofs.meta.set_redirect(node, same_dir)
 
 
 def _has_origin(ofs: Overlay, node: Node) -> bool:
@@ -186,7 +188,7 @@ def _set_redirect(ofs: Overlay, node: Dir, dir_fd: int, same_dir: bool) -> None:
     """Stores where the lower part of a directory stays (`ovl_set_redirect`)."""
     if node.redirect is not None and (same_dir or node.redirect[:1] == b"/"):
         return
-    value = node.name if same_dir else absolute(node)
+    value = node.name if same_dir else absolute(node.parent, node.redirect or node.name)
     try:
         os.setxattr(xattrs.proc_path(dir_fd, node.name), ofs.names.redirect, value, follow_symlinks=False)
     except OSError:
@@ -195,27 +197,16 @@ def _set_redirect(ofs: Overlay, node: Dir, dir_fd: int, same_dir: bool) -> None:
     node.redirect = value
 
 
-def _redirect(node: Node) -> bytes | None:
-    """What the redirect attribute of an upper object says."""
-    if isinstance(node, Dir):
-        return node.redirect
-    return None if node.extra is None or node.extra.meta is None else node.extra.meta.redirect
-
-
-def absolute(node: Node) -> bytes:
-    """The path of the lower part of `node` from the root of the layers.
+def absolute(parent: Dir | None, name: bytes) -> bytes:
+    """The path from the root of the layers to `name`, or what a redirect says in its place, in `parent`.
 
     Raises:
         OSError: EXDEV where it is too long.
     """
-    parts: list[bytes] = []
-    at: Node | None = node
-    while at is not None and at.parent is not None:
-        redirect = _redirect(at)
-        part = redirect if redirect is not None else at.name
-        parts.append(part)
-        if part[:1] == b"/":
-            break
+    parts: list[bytes] = [name]
+    at = parent
+    while parts[-1][:1] != b"/" and at is not None and at.parent is not None:
+        parts.append(at.redirect if at.redirect is not None else at.name)
         at = at.parent
     path = b"/".join(reversed(parts))
     if path[:1] != b"/":

@@ -8,6 +8,7 @@ from differential.tree import Fd, acl
 from support.syscalls import RENAME_EXCHANGE
 
 ON = "metacopy=on,redirect_dir=on"
+INDEX = "metacopy=on,redirect_dir=on,index=on"
 META, REDIRECT = "trusted.overlay.metacopy", "trusted.overlay.redirect"
 SIZE = 10_000
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
@@ -38,6 +39,7 @@ def numbers(t, *paths):
 @scenario(options=ON, name="changes_of_metadata_across", lowers_on="xfs")
 @scenario(options=ON + ",volatile", name="changes_of_metadata_volatile")
 @scenario(options="metacopy=on", name="changes_of_metadata_alone")
+@scenario(options=INDEX, name="changes_of_metadata_indexed")
 @scenario(name="changes_of_metadata_off")
 def changes_of_metadata(b):
     names = ("chmod", "chown", "utime", "setxattr", "removexattr", "acl", "link", "rename")
@@ -68,7 +70,8 @@ def changes_of_metadata(b):
     t.list("d")
 
 
-@scenario(options=ON)
+@scenario(options=ON, name="data_follows_metadata")
+@scenario(options=INDEX, name="data_follows_metadata_indexed")
 def data_follows_metadata(b):
     for name in (
         "write",
@@ -116,7 +119,8 @@ def data_follows_metadata(b):
     t.read("d/empty")
 
 
-@scenario(options=ON)
+@scenario(options=ON, name="open_before_the_data_is_copied_up")
+@scenario(options=INDEX, name="open_before_the_data_is_copied_up_indexed")
 def open_before_the_data_is_copied_up(b):
     for name in ("a", "b", "c", "gone", "renamed"):
         b.low.file(name, data(name.encode()))
@@ -161,7 +165,8 @@ def open_before_the_data_is_copied_up(b):
     t.read("gone")
 
 
-@scenario(options=ON)
+@scenario(options=ON, name="names_of_metacopy_files")
+@scenario(options=INDEX, name="names_of_metacopy_files_indexed")
 def names_of_metacopy_files(b):
     for name in ("same", "other", "twice", "back", "linked", "over", "under", "x", "y", "in lower dir"):
         b.low.file(f"d/{name}", data(name.encode()))
@@ -213,7 +218,8 @@ def names_of_metacopy_files(b):
     t.read("d/same")
 
 
-@scenario(options=ON, lowers=3)
+@scenario(options=ON, lowers=3, name="in_lower_layers")
+@scenario(options=INDEX, lowers=3, name="in_lower_layers_indexed")
 def in_lower_layers(b):
     top, middle, bottom = b.lows
     meta(top, "f")
@@ -246,7 +252,7 @@ def in_lower_layers(b):
     bottom.file("hard", data(b"hard")).link("hard", "hard2")
     meta(middle, "hard")
     top.link("f", "f2")  # two names of one metacopy file
-    middle.file("f2", data(b"another"))
+    middle.file("f2", data(b"f"))
     bottom.dir("merged/sub").file("merged/sub/f", data(b"sub"))
     middle.dir("moved", xattrs={REDIRECT: b"merged"})
     meta(middle, "moved/sub/f")
@@ -391,3 +397,60 @@ def read_only(b):
         t.lseek(f, 0, os.SEEK_HOLE)
         t.close(f)
     numbers(t, "f", "g")
+
+
+@scenario(options=ON, lowers=2, name="hard_links")
+@scenario(options=INDEX, lowers=2, name="hard_links_indexed")
+def hard_links(b):
+    for d in "abcdefgh":
+        b.low.file(f"{d}/1", data(d.encode())).link(f"{d}/1", f"{d}/2").link(f"{d}/1", f"{d}/sub/3")
+    meta(b.low, "i/1", b"/j/data")
+    b.low.link("i/1", "i/2").link("i/1", "i/3")
+    b.lows[1].file("j/data", data(b"below")).link("j/data", "j/other")
+    t = yield
+
+    def look(d):
+        t.list(d)
+        for name in sorted(os.listdir(d)):
+            if not os.path.isdir(f"{d}/{name}"):
+                t.stat(f"{d}/{name}")
+                t.read(f"{d}/{name}")
+                numbers(t, f"{d}/{name}")
+        for name in ("1", "2", "sub/3"):
+            t.same_inode(d, f"{d}/{name}")
+
+    for d in "abcdefgh":
+        t.same_inode(d, f"{d}/1")
+        t.chmod(f"{d}/1", 0o600)
+        look(d)
+    t.append("a/2", b"more")
+    t.unlink("b/1")
+    t.append("b/sub/3", b"more")
+    t.rename("c/2", "c/moved")
+    t.chown("c/moved", 3, 4)
+    t.rename("d/1", "e/from-d")
+    t.append("d/2", b"more")
+    t.link("e/2", "f/from-e")
+    t.truncate("e/sub/3", 5)
+    early = t.open("f/2")
+    t.overwrite("f/2", b"NEW")
+    t.pread(early, 10, 0)
+    t.close(early)
+    t.unlink("g/1")
+    t.unlink("g/2")
+    t.unlink("g/sub/3")
+    t.create("g/1", b"new")
+    t.create("h/2", b"new", flags=os.O_TRUNC)
+    for d in "abcdefgh":
+        look(d)
+    for name in ("1", "2", "3"):
+        t.stat(f"i/{name}")
+    t.chmod("i/1", 0o600)
+    t.rename("i/2", "i/renamed")
+    for name in ("1", "renamed", "3"):
+        t.stat(f"i/{name}")
+        t.read(f"i/{name}")
+    t.append("i/3", b"more")
+    for name in ("1", "renamed", "3"):
+        t.stat(f"i/{name}")
+        t.read(f"i/{name}")
