@@ -58,12 +58,29 @@ def build(layers):
     os.mknod(upper / "heir" / "hidden", 0o020000, 0)
 
 
+def build_metacopy(layers):
+    """As `build`, with files in the upper layer that have no data there."""
+    build(layers)
+    bottom, upper = layers.lowers[1], layers.upper
+    for name, size in (("small", 10_000), ("large", BIG)):
+        for old, new in ((name, name), (f"old {name}", f"moved {name}")):
+            (bottom / "m" / old).write_bytes(name.encode() * (size // 5))
+            (upper / "m" / new).touch(0o640)
+            os.truncate(upper / "m" / new, size)
+            os.setxattr(upper / "m" / new, "trusted.overlay.metacopy", b"")
+            if old != new:
+                os.setxattr(upper / "m" / new, "trusted.overlay.redirect", old.encode())
+                os.mknod(upper / "m" / old, 0o020000, 0)
+    os.link(upper / "m" / "small", upper / "m" / "small too")
+    os.setxattr(upper / "m" / "small", "trusted.overlay.redirect", b"/m/small")
+
+
 def rename(old, new, flags=0):
     return lambda point: syscalls.renameat2(point / old, point / new, flags)
 
 
-def _truncating_open(point):
-    os.close(os.open(point / "file", os.O_WRONLY | os.O_TRUNC))
+def _truncating_open(name):
+    return lambda point: os.close(os.open(point / name, os.O_WRONLY | os.O_TRUNC))
 
 
 def _writing_open(name):
@@ -84,7 +101,7 @@ CHANGES = {
     "truncate": lambda p: os.truncate(p / "file", 10),
     "open": _writing_open("d/file"),
     "open-big": _writing_open("big"),
-    "open-truncating": _truncating_open,
+    "open-truncating": _truncating_open("file"),
     "create": _create("d/new"),
     "create-over-whiteout": _create("d/hidden"),
     "create-in-heir": _create("heir/hidden"),
@@ -124,4 +141,23 @@ CHANGES = {
     "exchange-dirs": rename("m", "d", RENAME_EXCHANGE),
     "exchange-file-and-dir": rename("d/file", "lowerdir", RENAME_EXCHANGE),
     "exchange-upper-and-lower-dir": rename("plaindir", "m/sub", RENAME_EXCHANGE),
+}
+
+# With metacopy=on, on the layers of `build_metacopy`.
+METACOPY_CHANGES = {
+    "meta-chmod": lambda p: os.chmod(p / "deep/er/file", 0o600),
+    "meta-setxattr": lambda p: os.setxattr(p / "d/file", "user.y", b"new"),
+    "meta-link": lambda p: os.link(p / "file", p / "deep/link"),
+    "meta-rename": rename("d/file", "d/new"),
+    "meta-rename-elsewhere": rename("big", "other/big"),
+    "meta-rename-over": rename("file", "m/small"),
+    "meta-rename-moved": rename("m/moved small", "other/small"),
+    "meta-exchange": rename("d/file", "m/moved small", RENAME_EXCHANGE),
+    "meta-unlink": lambda p: os.unlink(p / "m/small"),
+    "meta-open": _writing_open("m/moved small"),
+    "meta-open-hard-link": _writing_open("m/small too"),
+    "meta-open-large": _writing_open("m/large"),
+    "meta-truncate": lambda p: os.truncate(p / "m/small", 10),
+    "meta-truncate-large": lambda p: os.truncate(p / "m/moved large", 10),
+    "meta-open-truncating": _truncating_open("m/small"),
 }
