@@ -194,7 +194,7 @@ def test_missing_directories():
         (b"redirect_dir=on", "on"),
         (b"redirect_dir=nofollow", "nofollow"),
         (b"userxattr", "nofollow"),
-        (b"userxattr,redirect_dir=off", "nofollow"),
+        (b"userxattr,redirect_dir=nofollow", "nofollow"),
     ],
 )
 def test_redirect_dir(options, result):

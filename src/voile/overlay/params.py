@@ -136,7 +136,8 @@ class Params:
             self._check_metacopy()
         if self.userxattr:
             # user.* xattrs can be set by anybody who may write a layer: never follow those redirects.
-            if self.redirect_dir in ("on", "follow"):
+            # off follows, too, see below.
+            if self.redirect_dir in ("on", "follow", "off"):
                 raise UsageError(f"conflicting options: userxattr and redirect_dir={self.redirect_dir}")
             self.redirect_dir = "nofollow"
         elif self.redirect_dir in ("", "off"):

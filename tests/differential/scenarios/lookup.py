@@ -410,6 +410,34 @@ def root_of_the_mount(b):
     t.rename(".", "x")
 
 
+@scenario(options="userxattr", lowers=2)
+def what_anybody_can_write_is_not_followed(b):
+    """user.* attributes: no redirects, no metacopy files; trusted.* ones are nobody's here."""
+    b.lows[1].file("old/f", b"moved").file("pure/old/f").file("own", b"own" * 1000)
+    b.lows[1].file("data", b"0123456789" * 1000)
+    b.lows[0].dir("relative", xattrs={"user.overlay.redirect": b"old"}).file("relative/own")
+    b.lows[0].dir("absolute", xattrs={"user.overlay.redirect": b"/old"})
+    b.lows[0].dir("trusted", xattrs={"trusted.overlay.redirect": b"old"}).file("trusted/own")
+    b.lows[0].sparse("data", 10_000)
+    os.setxattr(b.lows[0].path("data"), "user.overlay.metacopy", b"")
+    b.lows[0].sparse("own", 3000)
+    os.setxattr(b.lows[0].path("own"), "trusted.overlay.metacopy", b"")
+    b.up.dir("pure/upper", xattrs={"user.overlay.redirect": b"old"})
+    t = yield
+    for name in ("relative", "absolute", "trusted", "pure/upper"):
+        t.stat(name)
+        t.list(name)
+        t.stat(name + "/f")
+        t.rename(name, name + "2")
+    for name in ("data", "own"):
+        t.stat(name)
+        t.read(name)
+        t.chmod(name, 0o600)
+        t.read(name)
+    t.listxattr("own")
+    t.list(".")
+
+
 @scenario()
 def inode_numbers_stay_over_copy_up(b):
     b.low.kinds("").file("d/e/f").file("h1").link("h1", "h2")
