@@ -97,9 +97,10 @@ def set_fsxattr(ofs: Overlay, node: Node, value: bytes) -> None:
 def _prepare(ofs: Overlay, node: Node, flags: int) -> int:
     """Stores the protection flags; an open upper object for the others (`ovl_set_protattr`)."""
     copy_up(ofs, node, metadata=True)
-    known = protect.flags_of(ofs, node)
     fd = _open(ofs, node)
     try:
+        # Where the upper object has them itself, they forbid this too.
+        known = protect.flags_of(ofs, node) | fileattr.get_flags(fd) & protect.MASK
         if flags:
             protect.store(ofs, fd, flags)
         elif known:

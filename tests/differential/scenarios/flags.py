@@ -233,6 +233,21 @@ def found_in_the_upper(b):
         t.overwrite(f"f{number}", b"new")
 
 
+for _letters, _flags in STRICT.items():
+
+    @scenario(name=f"set_in_the_upper_itself_{_letters}")
+    def set_in_the_upper_itself(b, letters=_letters, flags=_flags):
+        """By somebody else, or an old kernel: they are in the way of the overlay, too."""
+        make(b.up)
+        b.up.chattr(letters, flags).chattr(f"dir-{letters}", flags)
+        t = yield
+        try_file(t, letters)
+        try_dir(t, f"dir-{letters}")
+        clear(t, letters)
+        try_file(t, letters)
+        try_dir(t, f"dir-{letters}")
+
+
 @scenario()
 def of_a_lower_layer_that_was_an_upper(b):
     b.low.file("f", xattrs={"trusted.overlay.protattr": b"i"})
