@@ -149,8 +149,12 @@ def index_entry(path, origins):
     directory, _, name = path.rpartition(b"/")
     if directory != b"index":
         return path
-    value = bytes.fromhex(name.decode())
-    return b"index/" + os.fsencode(origins.get((value[4], value[21:]), name))
+    try:
+        value = bytes.fromhex(name.decode())
+        where = origins.get((value[4], value[21:]))
+    except (ValueError, IndexError):
+        where = None
+    return b"index/" + os.fsencode(where or name)
 
 
 def differences(expected, got, ignore=()):

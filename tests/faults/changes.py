@@ -6,7 +6,9 @@ CHANGES[name] is a function of the mount point.  `build` makes the layers they w
 import os
 
 from support import syscalls
+from support.overlays import KernelOverlay
 from support.syscalls import RENAME_EXCHANGE
+from support.users import in_child
 
 BIG = 600 * 1024  # copied up in another thread also on a volatile mount
 ACL = bytes.fromhex(
@@ -73,6 +75,37 @@ def build_metacopy(layers):
                 os.mknod(upper / "m" / old, 0o020000, 0)
     os.link(upper / "m" / "small", upper / "m" / "small too")
     os.setxattr(upper / "m" / "small", "trusted.overlay.redirect", b"/m/small")
+
+
+def build_indexed(layers):
+    """Hard links below, some of them copied up by all, some by one of their names, or removed but for one."""
+    bottom = layers.lowers[-1]
+    (bottom / "d").mkdir()
+    for family in ("lower", "some", "all", "last"):
+        (bottom / f"{family}1").write_bytes(family.encode() * 1000)
+        os.setxattr(bottom / f"{family}1", "user.x", b"value")
+        os.link(bottom / f"{family}1", bottom / f"{family}2")
+        os.link(bottom / f"{family}1", bottom / f"d/{family}3")
+    (bottom / "big1").write_bytes(b"big" * (BIG // 3))
+    os.link(bottom / "big1", bottom / "d/big2")
+    os.symlink("target", bottom / "symlink1")
+    os.link(bottom / "symlink1", bottom / "symlink2", follow_symlinks=False)
+    os.mkfifo(bottom / "fifo1", 0o640)
+    os.link(bottom / "fifo1", bottom / "fifo2")
+    (layers.upper / "plain").write_bytes(b"plain")
+    os.mknod(layers.upper / "hidden", 0o020000, 0)
+    overlay = KernelOverlay(layers)
+    point = overlay.mount("index=on,redirect_dir=on")
+
+    def work():
+        os.chmod(point / "some1", 0o600)
+        for name in ("all1", "all2", "d/all3"):
+            os.chmod(point / name, 0o600)
+        for name in ("last1", "d/last3"):
+            os.unlink(point / name)
+
+    in_child(work)
+    overlay.umount()
 
 
 def rename(old, new, flags=0):
@@ -160,4 +193,34 @@ METACOPY_CHANGES = {
     "meta-truncate": lambda p: os.truncate(p / "m/small", 10),
     "meta-truncate-large": lambda p: os.truncate(p / "m/moved large", 10),
     "meta-open-truncating": _truncating_open("m/small"),
+}
+
+# With index=on, on the layers of `build_indexed`.
+INDEXED_CHANGES = {
+    "index-chmod": lambda p: os.chmod(p / "lower1", 0o600),
+    "index-chmod-by-another-name": lambda p: os.chmod(p / "d/some3", 0o640),
+    "index-setxattr": lambda p: os.setxattr(p / "d/lower3", "user.y", b"new"),
+    "index-open": _writing_open("lower2"),
+    "index-open-big": _writing_open("d/big2"),
+    "index-truncate": lambda p: os.truncate(p / "lower1", 10),
+    "index-chown-symlink": lambda p: os.chown(p / "symlink2", 1, 2, follow_symlinks=False),
+    "index-chown-fifo": lambda p: os.chown(p / "fifo1", 1, 2),
+    "index-link": lambda p: os.link(p / "lower1", p / "d/new"),
+    "index-link-of-some": lambda p: os.link(p / "some2", p / "d/new"),
+    "index-link-over-whiteout": lambda p: os.link(p / "all2", p / "hidden"),
+    "index-unlink": lambda p: os.unlink(p / "lower2"),
+    "index-unlink-big": lambda p: os.unlink(p / "big1"),
+    "index-unlink-some": lambda p: os.unlink(p / "some1"),
+    "index-unlink-another-name": lambda p: os.unlink(p / "d/some3"),
+    "index-unlink-one-of-all": lambda p: os.unlink(p / "all2"),
+    "index-unlink-last": lambda p: os.unlink(p / "last2"),
+    "index-rename": rename("lower1", "d/new"),
+    "index-rename-another-name": rename("some2", "d/new"),
+    "index-rename-last": rename("last2", "new"),
+    "index-rename-over": rename("plain", "lower2"),
+    "index-rename-over-another-name": rename("plain", "some2"),
+    "index-rename-over-last": rename("plain", "last2"),
+    "index-rename-over-others": rename("lower1", "d/some3"),
+    "index-rename-last-over-lower": rename("last2", "d/lower3"),
+    "index-exchange": rename("lower1", "d/some3", RENAME_EXCHANGE),
 }

@@ -10,16 +10,26 @@ import stat
 
 import pytest
 
-from faults.changes import CHANGES, METACOPY_CHANGES, build, build_metacopy
+from faults.changes import (
+    CHANGES,
+    INDEXED_CHANGES,
+    METACOPY_CHANGES,
+    build,
+    build_indexed,
+    build_metacopy,
+)
+from support import fsck
 from support.users import in_child
 
-ALL = CHANGES | METACOPY_CHANGES
+ALL = CHANGES | METACOPY_CHANGES | INDEXED_CHANGES
 
 
 def layout(name):
     """How a change's layers are built, and the options of the mount."""
     if name in METACOPY_CHANGES:
         return build_metacopy, "redirect_dir=on,metacopy=on"
+    if name in INDEXED_CHANGES:
+        return build_indexed, "redirect_dir=on,index=on"
     return build, "redirect_dir=on"
 
 
@@ -74,7 +84,11 @@ def look_again(overlay, options):
 
 
 def left_in_work(layers):
-    return [name for name in os.listdir(layers.work / "work") if name != "incompat"]
+    left = [name for name in os.listdir(layers.work / "work") if name != "incompat"]
+    if (layers.work / "index").exists():
+        # The kernel keeps a whiteout there, to make more of it.
+        left += [line for line in fsck.complaints(layers, "index=on") if "#" not in line]
+    return left
 
 
 def states(name, layers, hooked_overlay):
