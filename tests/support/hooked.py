@@ -175,6 +175,7 @@ class Hooks:
             "calls": self.calls,
             "nodes": len(nodes),
             "by_ino": len(nodes.by_ino),
+            "by_entry": len(nodes.by_entry),
             "hooked": hooked_in(self.overlay.root),
             "fds": sorted(descriptors(self.overlay.fds)),
             "files": len(operations.files),
