@@ -188,6 +188,21 @@ def metacopy_without_data(made):
     return "redirect", "the data of the file"
 
 
+def metacopy_with_a_bad_value(made):
+    (made.upper / "file").touch()
+    put(made.upper / "file", "metacopy", b"\0\4\0")
+    return "metacopy", "a value that is none"
+
+
+def metacopy_whose_data_is_one(made):
+    (made.upper / "meta").touch()
+    put(made.upper / "meta", "metacopy", b"")
+    (made.lowers[0] / "meta").touch()
+    put(made.lowers[0] / "meta", "metacopy", b"")
+    put(made.lowers[0] / "meta", "redirect", b"/data only")
+    return "redirect", "the data of the file"
+
+
 def other_namespace(made):
     os.setxattr(made.upper / "data", "user.overlay.origin", b"")
     return "namespace", "user.overlay.origin"
@@ -206,7 +221,8 @@ def unknown_feature(made):
 @pytest.mark.parametrize(
     "problem",
     [origin_garbage, origin_of_another_file_system, origin_of_another_machine, origin_of_another_type,
-     metacopy_without_data, other_namespace, volatile_marker, unknown_feature],
+     metacopy_without_data, metacopy_with_a_bad_value, metacopy_whose_data_is_one, other_namespace,
+     volatile_marker, unknown_feature],
     ids=lambda each: each.__name__,
 )  # fmt: skip
 def test_told_only(problem, layers):
@@ -221,6 +237,19 @@ def test_told_only(problem, layers):
         assert only["kind"] == kind and not only["fixed"]
         assert any(word in only["detail"] for word in words.split("|"))
     assert snapshot.differences(before, snapshot.raw(made.base)) == []
+
+
+def test_data_only_layers(layers):
+    made = layers(datas=2)
+    plain(made)
+    metacopy_whose_data_is_one(made)
+    assert voile_check(made)[0] == 4
+    (made.datas[1] / "data only").touch()
+    words = [f"--data={path}" for path in made.datas]
+    assert voile_check(made, *words)[0] == 0
+    (made.datas[1] / "data only").unlink()
+    os.symlink("/etc/passwd", made.datas[1] / "data only")
+    assert voile_check(made, *words)[0] == 4
 
 
 def test_refused_while_mounted(layers, kernel_overlay, voile_overlay):

@@ -25,7 +25,8 @@ def complaints(layers, options=""):
     if layers.upper is None:
         return []
     upper, work, *lowers = map(bytes, (layers.upper, layers.work, *layers.lowers))
-    report = check(upper, work, lowers, "userxattr" in words, False)
+    datas = [bytes(path) for path in layers.datas]
+    report = check(upper, work, lowers, "userxattr" in words, False, datas)
     lines = [f"{error}" for error in report.errors]
     for problem in report.problems:
         # The marker stays behind, as it should; attributes of the other namespace are anybody's on the mount.

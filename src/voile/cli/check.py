@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
     from voile.overlay.check_report import Problem, Report
 
-HELP = """usage: voile check UPPER [--work DIR] [--lower DIR]... [--userxattr] [--fix] [--json]
+HELP = """usage: voile check UPPER [--work DIR] [--lower DIR]... [--data DIR]... [--userxattr] [--fix]
+                   [--json]
 
 Look for what is wrong in the upper directory of an overlay that is not mounted. File data is never touched.
 
   --work DIR    its work directory: the index, leftovers, the volatile marker
   --lower DIR   a layer below it; all of them, top to bottom: where redirects lead, link counts
+  --data DIR    a data-only layer; all of them
   --userxattr   the layer is mounted with userxattr (default: unless root looks at it)
   --fix         mend what has one meaning; refused while the directories are mounted
   --json        one JSON object
@@ -31,6 +33,7 @@ checked or mended; 16 usage.
 _OPTIONS: Options = {
     (b"--work",): VALUE,
     (b"--lower",): VALUE,
+    (b"--data",): VALUE,
     (b"--userxattr",): FLAG,
     (b"--fix",): FLAG,
     (b"--json",): FLAG,
@@ -67,6 +70,7 @@ def main(words: list[bytes]) -> int:
             arguments.all(b"--lower"),
             b"--userxattr" in arguments or not _sees_trusted(),
             b"--fix" in arguments,
+            arguments.all(b"--data"),
         )
     except OSError as error:
         report.say(report.describe(error))

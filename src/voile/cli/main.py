@@ -19,7 +19,7 @@ usage: voile run [--name NAME] [--lower DIR] [-o OPTS] [--] COMMAND [ARGUMENT...
        voile status [--json] [--watch] [MOUNTPOINT]
        voile sync MOUNTPOINT
        voile shutdown MOUNTPOINT
-       voile check UPPER [--work DIR] [--lower DIR]... [--userxattr] [--fix] [--json]
+       voile check UPPER [--work DIR] [--lower DIR]... [--data DIR]... [--userxattr] [--fix] [--json]
        voile SOURCE MOUNTPOINT -o OPTIONS        (as mount.fuse3 calls it)
        voile -o OPTIONS MOUNTPOINT               (as container engines call it)
 

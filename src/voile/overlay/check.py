@@ -45,8 +45,9 @@ _VOLATILE = (
 
 
 def check(
-    upper: bytes, work: bytes | None, lowers: Sequence[bytes], userxattr: bool, fix: bool
-) -> Report:
+    upper: bytes, work: bytes | None, lowers: Sequence[bytes], userxattr: bool, fix: bool,
+    datas: Sequence[bytes] = (),
+) -> Report:  # fmt: skip
     """Checks an upper directory (or any layer), and mends with `fix`.
 
     Args:
@@ -54,13 +55,14 @@ def check(
         lowers: the layers below it, all of them, top to bottom; without them redirects and
             link counts can be checked for their form only.
         userxattr: as at the mount.
+        datas: the data-only layers.
 
     Raises:
         OSError: a directory cannot be opened (`layout.MountError`), or with `fix` is in use (`inuse.InUse`).
     """
     checker = _Check(userxattr, fix)
     try:
-        checker.open(upper, work, lowers)
+        checker.open(upper, work, lowers, datas)
         checker.run()
     finally:
         checker.close()
@@ -91,14 +93,16 @@ class _Check:
         # What directories were copied up from, for the index.
         self._origins: set[bytes] = set()
 
-    def open(self, upper: bytes, work: bytes | None, lowers: Sequence[bytes]) -> None:
+    def open(
+        self, upper: bytes, work: bytes | None, lowers: Sequence[bytes], datas: Sequence[bytes]
+    ) -> None:
         """Opens all directories; with `fix` none of a live mount."""
         writable = self.report.fix
         self.path = upper
         places = []
         try:
             places.append(Place("upperdir", upper))
-            places += [Place("lowerdir", path) for path in lowers]
+            places += [Place("lowerdir", path) for path in (*lowers, *datas)]
             if work is not None:
                 places.append(Place("workdir", work))
                 if places[-1].key[0] != places[0].key[0]:
@@ -116,7 +120,7 @@ class _Check:
             for place in places:
                 place.close()
         self.root, *below = [layer.root for layer in self._layers]
-        self.union = Union(self.names, self.fds, below)
+        self.union = Union(self.names, self.fds, below[: len(lowers)], below[len(lowers) :])
 
     def _claim(self, places: list[Place]) -> None:
         deadline = time.monotonic() + inuse.WAIT_S
@@ -279,9 +283,11 @@ class _Check:
         if redirect is not None and invalid_redirect(redirect):
             what = b"redirect to '%s': neither a name nor a path" % redirect
             self.report.problem(at, "redirect", what)
-        elif self.union.lowers and not self.union.finds(reals, redirect or name):
+        elif self.union.lowers and not self.union.has_data(reals, redirect or name):
             what = b"the data of the file should be at '%s', and no lower layer has it" % (redirect or name)
             self.report.problem(at, "redirect", what)
+        if 0 < len(xattrs.get(path, self.names.metacopy) or b"") < xattrs.METACOPY_MIN:
+            self.report.problem(at, "metacopy", b"a value that is none (a mount says EIO)")
 
     def _foreign_names(self, at: bytes, path: bytes, present: list[bytes]) -> None:
         """Attributes of the other namespace: rests of a mount with, or without, userxattr.

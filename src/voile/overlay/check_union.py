@@ -12,6 +12,7 @@ import os
 import stat
 from errno import ENAMETOOLONG, ENOENT, ENOTDIR
 
+from voile.linux import files
 from voile.overlay import whiteout, xattrs
 from voile.overlay.layers import FdCache, RealDir
 
@@ -65,14 +66,18 @@ class Union:
         names: the spelling of the private attributes.
         fds: where descriptors are kept.
         lowers: the roots of the lower layers, top to bottom; their layers' `index` counts from 1.
+        datas: those of the data-only layers.
     """
 
-    __slots__ = ("names", "fds", "lowers")
+    __slots__ = ("names", "fds", "lowers", "datas")
 
-    def __init__(self, names: xattrs.Names, fds: FdCache, lowers: Sequence[RealDir]) -> None:
+    def __init__(
+        self, names: xattrs.Names, fds: FdCache, lowers: Sequence[RealDir], datas: Sequence[RealDir] = ()
+    ) -> None:
         self.names = names
         self.fds = fds
         self.lowers = list(lowers)
+        self.datas = list(datas)
 
     def merged(self, reals: Sequence[RealDir], name: bytes) -> list[RealDir]:
         """The directories merged under `name`, topmost first; that one lies in the first of `reals`.
@@ -140,23 +145,54 @@ class Union:
         look.path = b"/".join(part for part in (*parts, post) if part)
         look.redirect = redirect
 
-    def finds(self, reals: Sequence[RealDir], path: bytes) -> bool:
-        """Whether a layer below the first of `reals` has a regular file at `path`: a redirect, or a name."""
-        roots = list(reals[1:])
-        if path[:1] == b"/":
-            roots = [root for root in self.lowers if root.layer.index > reals[0].layer.index]
-        directory, _slash, name = path.rpartition(b"/")
-        for root in roots:
+    def has_data(self, reals: Sequence[RealDir], path: bytes) -> bool:
+        """Whether the data of a metacopy file in the first of `reals` is where it should be.
+
+        Args:
+            path: its redirect, or its name; in further layers on the way others may follow.
+        """
+        roots = self._below_file(reals[0], path, reals[1:])
+        while roots:
+            root, roots = roots[0], roots[1:]
+            directory, _slash, name = path.rpartition(b"/")
             real = self._descend(root, _Look(directory))
-            if real is not None:
-                try:
-                    st = os.stat(name, dir_fd=self.fds.fd(real), follow_symlinks=False)
-                except OSError as exc:
-                    if exc.errno not in _MISSING:
-                        raise
-                else:
-                    return stat.S_ISREG(st.st_mode)
-        return False
+            if real is None:
+                continue
+            at = xattrs.proc_path(self.fds.fd(real), name)
+            try:
+                if not stat.S_ISREG(os.lstat(at).st_mode):
+                    return False
+            except OSError as exc:
+                if exc.errno in _MISSING:
+                    continue
+                raise
+            present = xattrs.listing(at)
+            if self.names.metacopy not in present:
+                return True
+            redirect = xattrs.get(at, self.names.redirect) if self.names.redirect in present else None
+            if redirect is not None:
+                if invalid_redirect(redirect):
+                    return False
+                path = redirect if redirect[:1] == b"/" or not directory else directory + b"/" + redirect
+                roots = self._below_file(root, path, roots)
+        return path[:1] == b"/" and any(self._is_data(root, path.lstrip(b"/")) for root in self.datas)
+
+    def _below_file(self, real: RealDir, path: bytes, rest: Sequence[RealDir]) -> Sequence[RealDir]:
+        if path[:1] != b"/":
+            return rest
+        return [root for root in self.lowers if root.layer.index > real.layer.index]
+
+    @staticmethod
+    def _is_data(root: RealDir, path: bytes) -> bool:
+        """`ovl_lookup_data_layer`."""
+        try:
+            fd = files.openat2(root.fd, path, os.O_PATH, resolve=files.RESOLVE_IN_LAYER)
+        except OSError:
+            return False
+        try:
+            return stat.S_ISREG(os.fstat(fd).st_mode)
+        finally:
+            os.close(fd)
 
     def links(self, roots: Sequence[RealDir], wanted: set[Key]) -> dict[Key, int]:
         """How many names each of the objects `wanted` has in the union of `roots`.

@@ -40,11 +40,7 @@ if TYPE_CHECKING:
 
     Found = tuple[RealDir, bytes, os.stat_result]
 
-# The shortest value of the attribute that is not empty (struct ovl_metacopy without a digest).
-_MIN_VALUE = 4
 _OPEN_LOWER = os.O_NOFOLLOW
-# What the kernel's vfs_path_lookup() is asked for in a data-only layer; an absolute path begins at its root.
-_RESOLVE = files.RESOLVE_BENEATH | files.RESOLVE_NO_SYMLINKS | files.RESOLVE_NO_XDEV
 
 
 class Meta:
@@ -144,7 +140,7 @@ class Metacopy:
         failure = OSError(ENOENT, "no data")
         for layer in self.ofs.data_layers:
             try:
-                fd = files.openat2(layer.root.fd, meta.name, os.O_PATH, resolve=_RESOLVE)
+                fd = files.openat2(layer.root.fd, meta.name, os.O_PATH, resolve=files.RESOLVE_IN_LAYER)
             except OSError as exc:
                 failure = exc
                 continue
@@ -163,7 +159,7 @@ class Metacopy:
         assert meta.real is not None
         dir_fd = self.ofs.fds.fd(meta.real)
         if meta.lazy:
-            return files.openat2(dir_fd, meta.name, flags, resolve=_RESOLVE)
+            return files.openat2(dir_fd, meta.name, flags, resolve=files.RESOLVE_IN_LAYER)
         return os.open(meta.name, flags | _OPEN_LOWER | os.O_CLOEXEC, dir_fd=dir_fd)
 
     def data_job(self, node: Node, data: bool) -> CopyUp:
@@ -223,7 +219,7 @@ def present(ofs: Overlay, dir_fd: int, name: bytes) -> bool:
         raise
     if value is None:
         return False
-    if 0 < len(value) < _MIN_VALUE:
+    if 0 < len(value) < xattrs.METACOPY_MIN:
         raise OSError(EIO, "invalid metacopy attribute")
     return True
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ACL_ACCESS = b"system.posix_acl_access"
 ACL_DEFAULT = b"system.posix_acl_default"
 CAPABILITY = b"security.capability"
+# The shortest value of `metacopy` that is not empty (struct ovl_metacopy without a digest).
+METACOPY_MIN = 4
 
 # Errors that mean "no such attribute here": the object has none, or its file
 # system knows no attributes at all (ovl_path_getxattr treats both the same).
