@@ -41,8 +41,8 @@ def main(options: list[bytes], target: bytes) -> int:
     if any(b"bind" in mount_options.split_options(item) for item in options):
         flags |= MS_BIND
     try:
-        if not flags & (MS_RDONLY | MS_BIND) and mounts.ask(mount)["state"] == "readonly":
-            raise OSError(EROFS, "mounted without an upper directory, or read-only: mount it anew to write")
+        if not flags & (MS_RDONLY | MS_BIND) and mounts.ask(mount).get("read_only"):
+            raise OSError(EROFS, "no upper directory, ro, or errors=remount-ro: mount it anew to write")
         linux_mount.mount(None, mount.mountpoint, None, MS_REMOUNT | flags)
     except OSError as error:
         report.say(f"{shown}: {error.strerror}")
