@@ -155,7 +155,7 @@ def changed(t, T):
         t.list(path)
 
 
-@pytest.mark.parametrize("options", ["", "redirect_dir=on", "userxattr", "xino=on"])
+@pytest.mark.parametrize("options", ["", "redirect_dir=on", "userxattr", "xino=on", "metacopy=on"])
 def test_stacks(filesystems, options):
     """The kernel's on the kernel's is the oracle."""
     if reason := voile_missing():
