@@ -182,3 +182,27 @@ def test_many_redirects_with_few_descriptors(layers, voile_overlay):
 
     in_child(use)
     overlay.umount()
+
+
+@pytest.mark.parametrize("on", ["ext4", "xfs"])
+def test_small_metacopy_files_without_metacopy(on, layers, kernel_overlay, voile_overlay):
+    """They are refused also where their attributes take as many blocks as their data would."""
+    seen = []
+    for make in (kernel_overlay, voile_overlay):
+        made = layers(on=on)
+        for directory in (made.lowers[0] / "d", made.upper / "d"):
+            directory.mkdir()
+        os.setxattr(made.upper / "d", "trusted.overlay.impure", b"y")
+        for name, size in (("small", 6), ("block", 4096), ("data", 0)):
+            (made.lowers[0] / "d" / name).write_bytes(b"x" * 4096)
+            (made.upper / "d" / name).write_bytes(b"" if size else b"y")
+            os.setxattr(made.upper / "d" / name, "user.large", b"x" * 1000)
+            if size:
+                os.truncate(made.upper / "d" / name, size)
+                os.setxattr(made.upper / "d" / name, "trusted.overlay.metacopy", b"")
+        overlay = make(made)
+        point = overlay.mount()
+        paths = [point / "d" / name for name in ("small", "block", "data")]
+        seen.append([outcome(path.read_bytes) for path in paths])
+        overlay.umount()
+    assert seen[0] == seen[1] == ["EPERM", "EPERM", b"y"]

@@ -101,7 +101,7 @@ def _file(
     layer, index, meta = real.layer, ofs.index, None
     if ofs.meta is not None:
         meta = ofs.meta.lookup(parent, name, real, st)
-    elif st.st_size > st.st_blocks * 512:
+    elif st.st_size > st.st_blocks * 512 or (parent.impure and layer.index == 0 and _may_be_empty(st)):
         refuse_metacopy(ofs, real.fd, name, st)
     if layer.index != 0:
         if index is not None:
@@ -135,6 +135,11 @@ def _file(
     if meta is not None:
         node.more().meta = meta
     return node, _with_blocks(ofs, node, st)
+
+
+def _may_be_empty(st: os.stat_result) -> bool:
+    """Whether the blocks of a file with a size may all be of extended attributes."""
+    return 0 < st.st_size and st.st_blocks * 512 <= st.st_blksize
 
 
 def _with_blocks(ofs: Overlay, node: Node, st: os.stat_result) -> os.stat_result:
