@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 
@@ -74,16 +75,37 @@ def test_they_hide(point):
         assert not os.path.lexists(point / name), name
 
 
-def test_as_fuse_overlayfs(made):
-    """Except that it hides a directory beside a whiteout of its name in the same layer."""
+@contextmanager
+def fuse_overlayfs(made):
     if not (program := shutil.which("fuse-overlayfs")):
         pytest.skip("no fuse-overlayfs")
     command = [program, "-o", made.options(), made.point]
     subprocess.run(command, cwd=made.base, check=True, capture_output=True)
     try:
-        assert shown(made.point) == sorted(ALL)
+        yield made.point
     finally:
         syscalls.umount(made.point)
+
+
+def test_as_fuse_overlayfs(made):
+    """Except that it hides a directory beside a whiteout of its name in the same layer."""
+    with fuse_overlayfs(made) as point:
+        assert shown(point) == sorted(ALL)
+
+
+def test_what_fuse_overlayfs_has_written(made, voile_overlay):
+    with fuse_overlayfs(made) as point:
+        os.unlink(point / "d")
+        (point / "d").mkdir()
+        (point / "opaque" / "new").write_text("changed")
+        shutil.rmtree(point / "part")
+        (point / "part").mkdir()
+        shutil.rmtree(point / "opaque" / "sub")
+        os.rename(point / "stays", point / "gone")
+        names = shown(point)
+    replaced = {"replaced", "replaced/new"}
+    assert shown(voile_overlay(made).mount("aufs_whiteouts=on")) == sorted({*names} | replaced)
+    assert "part/two" not in names and "d" in names
 
 
 def test_off_unless_asked_for(made, voile_overlay):
