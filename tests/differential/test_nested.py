@@ -237,3 +237,23 @@ def test_three_of_voile(filesystems):
     finally:
         for each in reversed(overlays):
             each.close()
+
+
+def test_the_kernels_on_voile_on_the_kernels(filesystems):
+    """Two levels are all that the kernel allows, and passthrough is one of them."""
+    if reason := voile_missing():
+        pytest.skip(reason)
+    base = filesystems.directory("ext4")
+    overlays = []
+    try:
+        below = base
+        Layer(base).file("d/f", b"text")
+        for number, overlay in enumerate((KernelOverlay, VoileOverlay, KernelOverlay)):
+            layers = Layers(base / str(number))
+            layers.lowers = [below / "d"] if number == 0 else [below]
+            overlays.append(overlay(layers))
+            below = overlays[-1].mount(*["passthrough=off"] * (overlay is VoileOverlay))
+        assert (below / "f").read_bytes() == b"text"
+    finally:
+        for each in reversed(overlays):
+            each.close()

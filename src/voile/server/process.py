@@ -51,7 +51,8 @@ def serve(
     Raises OSError or overlay.super.MountError when it cannot be mounted; nothing is left behind then. Raises
     overlay.super.LostData at the end, when the sync of a mount that is not volatile says so.
     """
-    from voile.fuse import passthrough
+    from voile.fuse import abi, passthrough
+    from voile.fuse.negotiation import WANTED
     from voile.fuse.session import Config, Session
     from voile.fuse.workers import WorkerPool
     from voile.overlay.super import Overlay
@@ -68,7 +69,8 @@ def serve(
             overlay.activate()
             operations = _operations(overlay, params)
             operations.fuse_type = kind
-            config = Config(max_stack_depth=_stack_depth(overlay), trace=_say if debug else None)
+            wanted = WANTED if params.passthrough else WANTED & ~abi.PASSTHROUGH
+            config = Config(wanted, max_stack_depth=_stack_depth(overlay), trace=_say if debug else None)
             session = Session(fd, operations, config)
             pool = WorkerPool()
             operations.attach(session, pool)
@@ -131,7 +133,7 @@ def _stack_depth(overlay: Overlay) -> int:
     """How deep our superblock is to count as stacked: no deeper than passthrough needs.
 
     The kernel allows two levels in all (FILESYSTEM_MAX_STACK_DEPTH), so at 2 no kernel overlayfs could have a
-    layer on our mount.
+    layer on our mount.  Without passthrough it counts as 0.
     """
     kinds = {files.statfs_type(each.fd) for each in overlay.filesystems.values()}
     return 2 if kinds & _STACKED else 1
