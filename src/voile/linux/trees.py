@@ -70,7 +70,8 @@ def _removal(dirfd: int, name: bytes, depth: int, top: int, too_deep: list[bytes
     fd = open_directory(dirfd, name)
     try:
         about = os.fstat(fd)
-        if about.st_mode & 0o300 != 0o300 and about.st_uid == os.geteuid():
+        locked = about.st_mode & 0o300 != 0o300 and about.st_uid == os.geteuid()
+        if locked:
             os.fchmod(fd, 0o700)  # mode 0555 (as of a package cache) keeps its owner from unlinking
         if depth == _DEPTH:
             moved = b"#deep-%x" % about.st_ino
@@ -85,6 +86,8 @@ def _removal(dirfd: int, name: bytes, depth: int, top: int, too_deep: list[bytes
                     yield
                 else:
                     yield from _removal(fd, below, depth + 1, top, too_deep)
+        if locked:
+            os.fchmod(fd, stat.S_IMODE(about.st_mode))  # who has it open sees it
     finally:
         os.close(fd)
     os.rmdir(name, dir_fd=dirfd)

@@ -59,7 +59,7 @@ def main():
                 told = now
                 print(
                     f"{(now - start) / 60:.1f} min: {arena.programs} programs, {arena.operations} steps, "
-                    f"{found} differences (next seed {number})",
+                    f"{arena.refused} mounts refused, {found} differences (next seed {number})",
                     flush=True,
                 )
     finally:

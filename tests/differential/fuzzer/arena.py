@@ -16,9 +16,9 @@ import traceback
 import voile
 from differential import snapshot
 from differential.actors import die_with_parent, kind_of
-from differential.fuzzer.accepted import accepted, kernel_oddity, without_ghosts
+from differential.fuzzer.accepted import accepted, has_indexed_links, kernel_oddity, without_ghosts
 from differential.fuzzer.program import Pick, segments
-from differential.fuzzer.side import ManyLayers, Side, look
+from differential.fuzzer.side import ManyLayers, Refused, Side, look
 from support import fsck, mountinfo, syscalls
 from support.namespace import ISOLATION
 from support.overlays import KernelOverlay, VoileError, VoileOverlay
@@ -116,7 +116,7 @@ class Arena:
 
     def __init__(self, filesystems, voile=ForkedVoile):
         self.filesystems, self.voile = filesystems, voile
-        self.programs = self.operations = 0
+        self.programs = self.operations = self.refused = 0
 
     def run(self, program):
         """Returns the program without picks, or raises Unlike with it as `program`."""
@@ -144,9 +144,11 @@ class Match:
     """One run of a program: two sides, of which one begins under the kernel, the other under voile."""
 
     def __init__(self, arena, program):
+        self.arena = arena
         self.filesystems, self.voile, self.program = arena.filesystems, arena.voile, program
         self.made, self.overlays = [], []
         self.steps = list(program.steps)
+        self.odd = False
 
     def concrete(self):
         """What has been played, without picks."""
@@ -197,7 +199,11 @@ class Match:
                 theirs.restack()
                 ours.restack()
             kill = parts[n + 1 :] and parts[n + 1][0] == "kill"
-            if lines := self._segment(theirs, ours, steps, names, kill):
+            try:
+                lines = self._segment(theirs, ours, steps, names, kill)
+            except Refused as e:
+                return self._refused(ours, e)
+            if lines:
                 return lines
             names = None if theirs.tree is None else names.of(theirs.tree)
         lines = []
@@ -212,11 +218,14 @@ class Match:
         for number, (step, _log) in oracle.items():
             self.steps[number] = step
         skip = {n for n, (step, log) in oracle.items() if log and kernel_oddity(step, log[0][1])}
+        self.odd |= bool(skip)
         steps = [(number, oracle[number][0]) for number, _ in steps]
         mine = self.overlay(self.voile, ours.layers)
         got = ours.segment(mine, options + list(program.daemon), steps, skip, names, kill)
         lines = unlike_steps(program, oracle, got, skip, self.numbers)
         ignore = {"one device"} if self.numbers else {"one device", "ino"}
+        if has_indexed_links(program):
+            ignore.add("nlink of a directory")
         expected, seen = without_ghosts(theirs.tree, ours.tree), without_ghosts(ours.tree, theirs.tree)
         if self.numbers:
             expected, seen = (
@@ -225,16 +234,30 @@ class Match:
             )
         return lines + titled("tree on the mount", snapshot.differences(expected, seen, ignore))
 
+    def _refused(self, ours, refusal):
+        """The kernel does not mount what voile must not mount then."""
+        mine = self.overlay(self.voile, ours.layers)
+        try:
+            mine.mount(*self.program.options, *self.program.daemon)
+        except VoileError:
+            self.arena.refused += 1
+            return []
+        return [f"-- mount: expected {refusal}, got a mount"]
+
     def _exchange(self, theirs, ours):
         """The layers themselves, and each mounted by the other."""
         program = self.program
         theirs.finish()
         ours.finish()
         lines = []
-        if theirs.upper is not None:
+        if theirs.upper is not None and not has_indexed_links(program):
+            if self.odd:  # a copy-up that failed has marked the directory
+                without_impure(theirs.upper)
+                without_impure(ours.upper)
             lines += titled("raw upper", snapshot.differences(theirs.upper, ours.upper))
             lines += titled("raw work", snapshot.differences(theirs.work, ours.work))
-            checks = [fsck.complaints(side.layers, theirs.options) for side in (theirs, ours)]
+        if theirs.upper is not None:
+            checks = [complaints(side) for side in (theirs, ours)]
             # What the program has put into the upper itself (a redirect to nowhere) stays there.
             if checks[0] != checks[1] or not theirs.sick:
                 lines += titled("check of the kernel's layers", checks[0])
@@ -257,6 +280,21 @@ class Match:
             "the kernel's layers mounted by voile (expected: what the kernel showed)",
             snapshot.differences(without_ghosts(shown, seen), without_ghosts(seen, shown), ignore),
         )
+
+
+def without_impure(tree):
+    for entry in tree.values():
+        for name in ("trusted.overlay.impure", "user.overlay.impure"):
+            entry.get("xattrs", {}).pop(name, None)
+
+
+def complaints(side):
+    """Of `voile check`."""
+    found = fsck.complaints(side.layers, side.options)
+    if side.program.upper or len(side.program.lowers) > 1:
+        # A name of a lower hard link that was hidden before there was an index counts, for the kernel too.
+        found = [line for line in found if ": nlink: " not in line]
+    return found
 
 
 def clear_flags(root):

@@ -4,6 +4,7 @@ import os
 import stat
 
 from differential.actors import Actor, kind_of
+from differential.fuzzer.accepted import has_flags
 from differential.fuzzer.picks import concrete
 from differential.fuzzer.program import OPENING, REMOUNT, USERS, Slot
 from support import syscalls
@@ -33,6 +34,7 @@ class Player:
         self.root = Actor()
         self.point, self.names = point, names
         self.looks, self.daemon, self.upper = program.looks, program.daemon, program.upper
+        self.flagged = has_flags(program)
         self.processes = {0: self.root}
         self.slots = {}
         self.flags = MS_RDONLY if "ro" in program.options or program.upper is None else 0
@@ -137,6 +139,10 @@ class Player:
         process = self._process(who)
         return process.number(fds[0]) != process.number(fds[1]) and self._write(who, arguments)
 
+    def _mmap(self, who, arguments):
+        # What is append-only may not be mapped for writing, but FUSE does not know that it is.
+        return not (self.flagged and arguments[3] and arguments[4])
+
     def _mwrite(self, who, arguments):
         # FUSE sets the times when the page is written back, not when it is first written to.
         return "passthrough=off" not in self.daemon
@@ -155,6 +161,7 @@ WORTH = {
         ("pwrite", "write", "copy_file_range", "fallocate", "ftruncate"), Player._write
     ),
     "sendfile": Player._sendfile,
+    "mmap": Player._mmap,
     "mwrite": Player._mwrite,
     **dict.fromkeys(("read", "create"), Player._no_fifo),
 }

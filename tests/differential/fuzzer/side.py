@@ -36,6 +36,10 @@ class ManyLayers(Layers):
         return ",".join([":".join(paths[: -self.data]) + "::" + "::".join(paths[-self.data :]), *rest])
 
 
+class Refused(Exception):
+    """The kernel has not mounted it."""
+
+
 class Side:
     """The layers and what is mounted of them now."""
 
@@ -59,7 +63,10 @@ class Side:
 
     def segment(self, overlay, options, steps, skip, names, kill):
         """Mounts, plays, unmounts: {number: (step, log entries)}."""
-        point = overlay.mount(*options)
+        try:
+            point = overlay.mount(*options)
+        except OSError as e:
+            raise Refused(f"{type(e).__name__} {e}")
         played, self.tree = in_child(partial(self._play, point, steps, skip, names), timeout=TIMEOUT)
         overlay.check()
         if kill and overlay.name == "voile":

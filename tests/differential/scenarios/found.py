@@ -96,6 +96,16 @@ PROGRAMS = {
             (0, "unlink", b"a/f/f"),
         ],
     ),
+    # Who has a removed directory open sees its mode, also when there were whiteouts in it.
+    "mode_of_a_removed_directory": Program(
+        lowers=[[("file", b"b/c"), ("dir", b"b", 0o555)]],
+        steps=[
+            (0, "open", Slot(5), b"b", os.O_RDONLY),
+            (0, "unlink", b"b/c"),
+            (0, "rmdir", b"b"),
+            (0, "flook", Slot(5)),
+        ],
+    ),
     # The flags of the root are gone after a mount.
     "flags_of_the_root": Program(
         steps=[
