@@ -7,7 +7,7 @@ import os
 
 from support import syscalls
 from support.overlays import KernelOverlay
-from support.syscalls import RENAME_EXCHANGE
+from support.syscalls import FS_APPEND_FL, FS_IMMUTABLE_FL, FS_NOATIME_FL, RENAME_EXCHANGE
 from support.users import in_child
 
 BIG = 600 * 1024  # copied up in another thread also on a volatile mount
@@ -56,6 +56,10 @@ def build(layers):
         os.chown(layer / "heir", 0, 50)
         os.chmod(layer / "heir", 0o2775)
         os.setxattr(layer / "heir", "system.posix_acl_default", ACL)
+    (upper / "protected").write_bytes(b"protected")
+    os.setxattr(upper / "protected", "trusted.overlay.protattr", b"ai")
+    (bottom / "log").write_bytes(b"log")
+    syscalls.set_flags(bottom / "log", FS_APPEND_FL | FS_NOATIME_FL)
     (bottom / "heir" / "hidden").write_bytes(b"")
     os.mknod(upper / "heir" / "hidden", 0o020000, 0)
 
@@ -131,6 +135,10 @@ CHANGES = {
     "chown-fifo": lambda p: os.chown(p / "fifo", 1, 2),
     "setxattr": lambda p: os.setxattr(p / "file", "user.y", b"new"),
     "removexattr": lambda p: os.removexattr(p / "file", "user.x"),
+    "chattr": lambda p: syscalls.set_flags(p / "deep/er/file", FS_IMMUTABLE_FL),
+    "chattr-dir": lambda p: syscalls.set_flags(p / "lowerdir", FS_APPEND_FL),
+    "chattr-off": lambda p: syscalls.set_flags(p / "protected", 0),
+    "append": lambda p: os.close(os.open(p / "log", os.O_WRONLY | os.O_APPEND)),
     "truncate": lambda p: os.truncate(p / "file", 10),
     "open": _writing_open("d/file"),
     "open-big": _writing_open("big"),
@@ -175,6 +183,9 @@ CHANGES = {
     "exchange-file-and-dir": rename("d/file", "lowerdir", RENAME_EXCHANGE),
     "exchange-upper-and-lower-dir": rename("plaindir", "m/sub", RENAME_EXCHANGE),
 }
+
+# Looking at flags takes several requests.
+MAY_HAVE_FLAGS = ("/deep/er/file", "/lowerdir", "/protected", "/log")
 
 # With metacopy=on, on the layers of `build_metacopy`.
 METACOPY_CHANGES = {

@@ -13,12 +13,13 @@ import pytest
 from faults.changes import (
     CHANGES,
     INDEXED_CHANGES,
+    MAY_HAVE_FLAGS,
     METACOPY_CHANGES,
     build,
     build_indexed,
     build_metacopy,
 )
-from support import fsck
+from support import fsck, syscalls
 from support.users import in_child
 
 ALL = CHANGES | METACOPY_CHANGES | INDEXED_CHANGES
@@ -45,6 +46,8 @@ def picture(point):
                 entry += [st.st_nlink, hashlib.sha1(f.read()).hexdigest()]
         elif stat.S_ISLNK(st.st_mode):
             entry.append(os.readlink(path))
+        if shown in MAY_HAVE_FLAGS:
+            entry.append(syscalls.get_flags(path) & syscalls.FS_USER_FL)
         for name in sorted(os.listxattr(path, follow_symlinks=False)):
             entry.append((name, os.getxattr(path, name, follow_symlinks=False)))
         found[shown] = entry
