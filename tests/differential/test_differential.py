@@ -22,11 +22,13 @@ for module in pkgutil.iter_modules(scenarios.__path__):
 class Side:
     """One overlay with its layers, and what was seen on it."""
 
+    builder = Builder
+
     def __init__(self, scenario, overlay, options):
         self.scenario, self.overlay, self.layers = scenario, overlay, overlay.layers
         self.options = options
         self.daemon = scenario.daemon if overlay.name == "voile" else ""
-        builder = Builder(self.layers, ordinary=options != scenario.options)
+        builder = self.builder(self.layers, ordinary=options != scenario.options)
         self.steps = scenario.function(builder)
         next(self.steps)
         builder.settle()
