@@ -7,9 +7,10 @@ from concurrency.quarrel import GROUPS, ended_well, quarrel, sound
 SECONDS = 2
 OPTIONS = [
     "volatile,redirect_dir=on",
-    "passthrough=off,redirect_dir=on",
-    "",
-    "volatile,index=on,redirect_dir=on",
+    "passthrough=off",
+    "index=on,redirect_dir=on",
+    "volatile,metacopy=on,redirect_dir=on",
+    "index=on,metacopy=on,passthrough=off",
 ]
 
 

@@ -79,6 +79,8 @@ class Served(Operations):
         self.listings: dict[int, Listing] = {}
         self.dir_fds: dict[int, int] = {}
         self.last_fh = 0
+        # How many names were made, changed or removed so far.
+        self.changes = 0
         # Nodes whose attributes may change without a request: they may be mapped
         # shared and writable through passthrough.
         self.mapped: set[int] = set()

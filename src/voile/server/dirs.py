@@ -8,14 +8,15 @@ between: it is a hash of the name, as in ext4.  With such offsets a listing belo
 nobody in particular, and opening a directory needs no request at all: OPENDIR is answered
 with ENOSYS, once.
 
-The low bits of an offset say from which listing it is, since the kernel checks only at the
-start of a directory that what it keeps is not old (fuse_readdir_cached): who has opened a
-directory after a change would go on in what somebody else began to read before it.  With an
-offset that the kernel does not find there it asks us.
+The low bits of an offset say how many names had been changed on the mount when its reader
+began (`Served.changes`).  The kernel checks only at the start of a directory that what it
+keeps is not old (fuse_readdir_cached); without these bits, who has opened a directory after
+a change would go on in what somebody else had begun to read before it, and has completed
+now.  With an offset that the kernel does not find there it asks us.
 
-A long listing is taken in steps; other requests run between them, and
-its own is run again after the last (`Waiting`).  Only where an fsync of a directory is a
-real one is it opened, since a lost write is reported once to every open file.
+A long listing is taken in steps; other requests run between them, and its own is run again
+after the last (`Waiting`).  Only where an fsync of a directory is a real one is it opened,
+since a lost write is reported once to every open file.
 """
 
 from __future__ import annotations
@@ -35,17 +36,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from voile.fuse.requests import Deferred, Request
+    from voile.overlay.params import Params
     from voile.overlay.super import Overlay
 
-    # offset of the next entry, name, d_ino, d_type
+    # offset of the next entry (without the bits for its reader), name, d_ino, d_type
     Item = tuple[int, bytes, int, int]
 
-# Offsets are positive 63-bit numbers: a hash, and 14 bits of the number of the listing.
-_NUMBER_MASK = (1 << 14) - 1
-_HASH_MASK = (1 << 62) - 1 & ~_NUMBER_MASK
-_STEP_BY = _NUMBER_MASK + 1
+# Offsets are positive 63-bit numbers: a hash, and 14 bits for the reader.
+_READER_MASK = (1 << 14) - 1
+_HASH_MASK = (1 << 62) - 1 & ~_READER_MASK
+_NEXT = _READER_MASK + 1
 # Behind those of "." and "..".
-_FIRST = 3 * _STEP_BY
+_FIRST = 3 * _NEXT
 # A long listing is kept in 256 parts.
 _PART_SHIFT = 54
 # For so many seconds a listing may keep others waiting.
@@ -62,22 +64,22 @@ class Listing:
     sorted at once while others wait.
     """
 
-    __slots__ = ("number", "_parts", "_shift", "_ordered")
+    __slots__ = ("changes", "_parts", "_shift", "_ordered")
 
-    def __init__(self, node: Dir, number: int) -> None:
-        # A later listing has a higher one.
-        self.number = number
+    def __init__(self, node: Dir, changes: int) -> None:
+        # How many names had been changed when it was begun.
+        self.changes = changes
         dots = enumerate(readdir.dots(node), 1)
-        self._parts: list[list[Item]] = [[(at * _STEP_BY | number & _NUMBER_MASK, *dot) for at, dot in dots]]
+        self._parts: list[list[Item]] = [[(at * _NEXT, *dot) for at, dot in dots]]
         self._shift = 63
         self._ordered: set[int] = set()
 
     def add(self, batch: list[readdir.Entry]) -> None:
         """Takes more entries, before any is read."""
-        parts, shift, number = self._parts, self._shift, self.number & _NUMBER_MASK
+        parts, shift = self._parts, self._shift
         for entry in batch:
             # hash() is keyed, and the same for the life of the daemon.
-            at = (hash(entry[0]) & _HASH_MASK) + _FIRST | number
+            at = (hash(entry[0]) & _HASH_MASK) + _FIRST
             parts[at >> shift].append((at, *entry))
 
     def split(self) -> None:
@@ -90,8 +92,8 @@ class Listing:
                 self._parts[item[0] >> _PART_SHIFT].append(item)
 
     def after(self, offset: int) -> Iterator[Item]:
-        """The entries behind an offset, of whichever listing that is."""
-        behind = ((offset | _NUMBER_MASK) + 1,)
+        """The entries behind an offset, whoever the reader is."""
+        behind = ((offset | _READER_MASK) + 1,)
         for number in range(offset >> self._shift, len(self._parts)):
             part = self._parts[number]
             if number not in self._ordered:
@@ -110,17 +112,18 @@ def _put_in_order(items: list[Item]) -> None:
     items.sort()
     for index in range(1, len(items)):
         if items[index][0] <= items[index - 1][0]:
-            items[index] = (items[index - 1][0] + _STEP_BY, *items[index][1:])
+            items[index] = (items[index - 1][0] + _NEXT, *items[index][1:])
 
 
 class Gathering:
     """A listing that is being taken."""
 
-    __slots__ = ("listing", "waiters", "_batches")
+    __slots__ = ("listing", "waiters", "nodeid", "_batches")
 
-    def __init__(self, overlay: Overlay, node: Dir, number: int, noatime: bool) -> None:
-        self.listing = Listing(node, number)
+    def __init__(self, overlay: Overlay, node: Dir, changes: int, noatime: bool) -> None:
+        self.listing = Listing(node, changes)
         self.waiters: list[Callable[[int], None]] = []
+        self.nodeid = node.id
         self._batches = readdir.batches(overlay, node, noatime=noatime)
 
     def step(self) -> bool:
@@ -134,13 +137,21 @@ class Gathering:
         return True
 
 
+def _wake(waiters: list[Callable[[int], None]], code: int) -> None:
+    for waiter in waiters:
+        waiter(code)
+
+
 class DirOperations(Served):
     """OPENDIR to FSYNCDIR."""
 
-    # The listing that a request was waiting for, while that is run again.
+    # The listing that requests were waiting for, while they are run again.
     _gathered: Listing | None = None
-    # How many listings were begun.
-    _begun = 0
+
+    def __init__(self, overlay: Overlay, params: Params) -> None:
+        super().__init__(overlay, params)
+        # Listings that are being taken, by node.
+        self._gatherings: dict[int, Gathering] = {}
 
     @property
     def _opens_directories(self) -> bool:
@@ -163,20 +174,19 @@ class DirOperations(Served):
         listing = self._gathered or (self.listings.get(node.id) if offset else None)
         if listing is None:
             listing = self._gather(node, bool(flags & os.O_NOATIME))
-        kept = self.listings.get(node.id)
-        if kept is not None and kept.number > listing.number:
-            listing = kept  # begun later, done earlier: whoever waits for that one must not get less
-        elif kept is not listing:
+        if self.listings.get(node.id) is not listing:
             while len(self.listings) >= _LISTINGS:
                 del self.listings[next(iter(self.listings))]
             self.listings[node.id] = listing
+        reader = (offset or listing.changes) & _READER_MASK
         at_end = True
-        for item in listing.after(offset):
+        for position, name, ino, kind in listing.after(offset):
             at_end = False
-            yield item
+            yield position | reader, name, ino, kind
         if at_end and self.listings.get(node.id) is listing:
             del self.listings[node.id]
-            self._free(listing)
+            if self._gathered is None:
+                self._free(listing)
 
     def _free(self, listing: Listing) -> None:
         """Frees a listing step by step: for a million entries that takes half a second."""
@@ -184,15 +194,34 @@ class DirOperations(Served):
             self.pool.soon(lambda: self._free(listing))
 
     def _gather(self, node: Dir, noatime: bool) -> Listing:
-        self._begun += 1
-        job = Gathering(self.overlay, node, self._begun, noatime)
-        if job.step():
+        """A new listing.
+
+        One that was begun before the last change must not be used after this: its readers get this one.
+
+        Raises:
+            Waiting: it takes longer.
+        """
+        old = self._gatherings.get(node.id)
+        if old is not None and old.listing.changes == self.changes:
+            raise Waiting(old.waiters)
+        job = Gathering(self.overlay, node, self.changes, noatime)
+        done = job.step()
+        if old is not None:
+            del self._gatherings[node.id]
+            if done:
+                self.pool.soon(lambda: _wake(old.waiters, 0))
+            else:
+                job.waiters += old.waiters
+        if done:
             return job.listing
+        self._gatherings[node.id] = job
         self.pool.soon(lambda: self._go_on(job))
         raise Waiting(job.waiters)
 
     def _go_on(self, job: Gathering) -> None:
-        """The next step, and after the last the request itself."""
+        """The next step, and after the last the requests themselves."""
+        if self._gatherings.get(job.nodeid) is not job:
+            return
         try:
             done, code = job.step(), 0
         except Exception as exc:
@@ -200,10 +229,12 @@ class DirOperations(Served):
         if not done:
             self.pool.soon(lambda: self._go_on(job))
             return
+        del self._gatherings[job.nodeid]
         self._gathered = job.listing
-        for waiter in job.waiters:
-            waiter(code)
-        self._gathered = None
+        try:
+            _wake(job.waiters, code)
+        finally:
+            self._gathered = None
 
     def readdir(self, req: Request, fh: int, offset: int, size: int, flags: int) -> bytes:
         buffer = replies.DirentBuffer(size, False)
