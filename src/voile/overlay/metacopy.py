@@ -162,6 +162,21 @@ class Metacopy:
             return files.openat2(dir_fd, meta.name, flags, resolve=files.RESOLVE_IN_LAYER)
         return os.open(meta.name, flags | _OPEN_LOWER | os.O_CLOEXEC, dir_fd=dir_fd)
 
+    def accessed(self, node: Node) -> None:
+        """Lets the upper file know that it has been read: its own mount decides (`ovl_file_accessed`)."""
+        if not self.ofs.writable:
+            return
+        dir_fd, name, at_flags = attr.place(self.ofs, node)
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_NOFOLLOW if at_flags else 0)
+        try:
+            fd = os.open(name, flags, dir_fd=dir_fd if dir_fd >= 0 else None)
+        except OSError:
+            return  # an ordinary user, who may not read it
+        try:
+            os.pread(fd, 1, 0)
+        finally:
+            os.close(fd)
+
     def data_job(self, node: Node, data: bool) -> CopyUp:
         """The job that brings up the data of an upper metacopy file; see `CopyUp`."""
         return _DataUp(self.ofs, node, data)

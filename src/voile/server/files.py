@@ -63,7 +63,7 @@ class Opens:
 class File:
     """One open file."""
 
-    __slots__ = ("node", "nodeid", "fd", "flags", "upper", "sync_follows")
+    __slots__ = ("node", "nodeid", "fd", "flags", "upper", "accessed", "sync_follows")
 
     def __init__(self, node: Node, nodeid: int, flags: int, fd: int = -1) -> None:
         self.node = node
@@ -72,6 +72,8 @@ class File:
         self.fd = fd
         # Whether `fd` is open in the upper layer.
         self.upper = node.has_upper_data
+        # Whether it has been read as a lower one.
+        self.accessed = False
         # After a synchronous write through the page cache, which the kernel completes with a FSYNC.
         self.sync_follows = False
 
@@ -270,10 +272,19 @@ class FileOperations(Served):
 
     # --- data ---
 
+    def _accessed(self, file: File) -> None:
+        """The first read of data in a lower layer: of a metacopy file it sets the upper's access time."""
+        file.accessed = True
+        meta = self.overlay.meta
+        if meta is not None and file.node.is_upper and not file.flags & os.O_NOATIME:
+            meta.accessed(file.node)
+
     def read(
         self, req: Request, fh: int, offset: int, size: int, read_flags: int, flags: int
     ) -> bytes | memoryview:
-        _file, fd = self._real(fh)
+        file, fd = self._real(fh)
+        if not file.upper and not file.accessed:
+            self._accessed(file)
         if self._nowait:
             if self._buffer is None:
                 self._buffer = bytearray(_READ_BUFFER)

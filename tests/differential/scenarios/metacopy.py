@@ -382,6 +382,23 @@ def data_only_layers_without_metacopy(b):
         t.stat(f"bottom/{name}")
 
 
+@scenario(options=ON)
+def access_times(b):
+    b.low.file("read", data(b"read")).file("noatime", data(b"noatime"))
+    t = yield
+    for name in ("read", "noatime"):
+        t.utime(name, 5, 6)
+        t.atime(name)
+    t.read("read")
+    t.atime("read")
+    f = t.open("noatime", os.O_RDONLY | os.O_NOATIME)
+    t.fread(f, 10)
+    t.atime("noatime")
+    t.close(f)
+    t.close(t.open("read", os.O_RDWR))
+    t.atime("read")
+
+
 @scenario(lowers=2, options="metacopy=on", upper=False)
 def read_only(b):
     meta(b.low, "f")
