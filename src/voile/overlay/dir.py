@@ -147,14 +147,14 @@ def link(ofs: Overlay, node: Node, parent: Dir, name: bytes) -> os.stat_result:
     copy_up(ofs, parent)
     if ofs.index is not None:
         ofs.index.nlink_start(node, None)
-    before = ofs.stat(node)
-    if node.ino != ofs.map_ino(node.real.layer, before.st_ino):
-        set_impure(ofs, parent)
     if ofs.meta is not None:
         at = None if node.parent is None else (node.parent, node.name)
         if ofs.index is not None and isinstance(node.extra, Indexed):
             at = ofs.index.name_for(node, None)
         ofs.meta.set_redirect(node, at, same_dir=False)
+    before = ofs.stat(node)
+    if node.ino != ofs.map_ino(node.real.layer, before.st_ino):
+        set_impure(ofs, parent)
     _make(ofs, parent, name, None, make)
     st = os.stat(name, dir_fd=ofs.fds.fd(_upper(parent)), follow_symlinks=False)
     ofs.nodes.index(node, st.st_ino)

@@ -99,13 +99,13 @@ def _move(
             flags = RENAME_EXCHANGE if over_whiteout else RENAME_WHITEOUT
         elif isinstance(old, Dir) and over_whiteout:
             flags, clean_whiteout = RENAME_EXCHANGE, True
+    _prepare(ofs, old, old_fd, new_parent, same_dir)
     if ofs.meta is not None:
         ofs.meta.set_redirect(old, (old_parent, old_name), same_dir)
-        if exchange and new is not None:
-            ofs.meta.set_redirect(new, (new_parent, new_name), same_dir)
-    _prepare(ofs, old, old_fd, new_parent, same_dir)
     if exchange and new is not None:
         _prepare(ofs, new, new_fd, old_parent, same_dir)
+        if ofs.meta is not None:
+            ofs.meta.set_redirect(new, (new_parent, new_name), same_dir)
     elif new is not None:
         if isinstance(new, Dir) and new.upper is not None:
             _clear(ofs, new, new_parent, new_name)

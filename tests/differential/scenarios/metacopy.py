@@ -471,3 +471,15 @@ def hard_links(b):
     for name in ("1", "renamed", "3"):
         t.stat(f"i/{name}")
         t.read(f"i/{name}")
+
+
+@scenario(options=ON)
+def a_redirect_that_is_too_long(b):
+    long = "deep/" + "n" * 200 + "/" + "m" * 200
+    b.low.file(f"{long}/f", data(b"f")).file(f"{long}/g", data(b"g"))
+    b.up.dir("to")
+    t = yield
+    t.link(f"{long}/f", "to/f")
+    t.rename(f"{long}/g", "to/g")
+    t.rename(f"{long}/g", f"{long}/h")
+    t.read(f"{long}/h")
