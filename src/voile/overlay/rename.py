@@ -49,7 +49,8 @@ def rename(
     if old_parent.flags or old.flags:
         protect.may_delete(ofs, old_parent, old)
     if new is None:
-        protect.may_create(ofs, new_parent)
+        if new_parent.flags:
+            protect.may_create(ofs, new_parent)
     elif new_parent.flags or new.flags:
         protect.may_delete(ofs, new_parent, new)
     if ofs.aufs:
