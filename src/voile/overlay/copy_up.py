@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import EINVAL, EIO, ENODATA, ENOSYS, ENOTTY, ENXIO, EOPNOTSUPP, EPERM, EROFS, EXDEV
+from errno import EIO, ENODATA, EOPNOTSUPP, EPERM, EROFS
 
 from voile.linux import files
 from voile.overlay import origin, protect, xattrs
+from voile.overlay.copy_data import copy_data, copy_lower_data
 from voile.overlay.inode import Dir, Extra, Node
 from voile.overlay.layers import DIR_FLAGS, RealDir
 
@@ -42,9 +43,6 @@ if TYPE_CHECKING:
 
 # Up to here copying is quicker than handing it over.
 INLINE_BYTES = 256 * 1024
-_CHUNK = 16 << 20
-# "Not between these two files": try the next way of copying.
-_NOT_HERE = (EXDEV, EINVAL, EOPNOTSUPP, ENOSYS, ENOTTY, EPERM)
 
 
 class Busy(Exception):
@@ -408,73 +406,3 @@ def drop_impure(ofs: Overlay, node: Dir) -> None:
     except OSError:
         pass
     node.impure = False
-
-
-def copy_data(src: int, dst: int, size: int, *, sparse: bool = True) -> None:
-    """Copies a file's data; holes stay holes, shared extents are used where possible.
-
-    Without holes copy_file_range(2) alone does it, which shares extents too.
-    """
-    if size == 0:
-        return
-    if not sparse:
-        _copy_range(src, dst, 0, size)
-        return
-    try:
-        files.ficlone(dst, src)
-        return
-    except OSError as exc:
-        if exc.errno not in _NOT_HERE:
-            raise
-    os.ftruncate(dst, size)
-    start = 0
-    while start < size:
-        try:
-            start = os.lseek(src, start, os.SEEK_DATA)
-            end = min(os.lseek(src, start, os.SEEK_HOLE), size)
-        except OSError as exc:
-            if exc.errno == ENXIO:
-                return  # only a hole is left
-            if exc.errno != EINVAL:
-                raise
-            end = size
-        _copy_range(src, dst, start, end)
-        start = end
-
-
-def copy_lower_data(src: int, dst: int, size: int) -> None:
-    """Copies the data of a metacopy file of that size, which need not be as long as the file."""
-    st = os.fstat(src)
-    copy_data(src, dst, min(size, st.st_size), sparse=st.st_blocks * 512 < st.st_size)
-    if os.fstat(dst).st_size != size:
-        os.ftruncate(dst, size)
-
-
-def _copy_range(src: int, dst: int, start: int, end: int) -> None:
-    while start < end:
-        try:
-            done = os.copy_file_range(src, dst, min(end - start, _CHUNK), start, start)
-        except OSError as exc:
-            if exc.errno not in _NOT_HERE:
-                raise
-            _read_write(src, dst, start, end)
-            return
-        if done == 0:
-            # 0 may also mean "not between these file systems" (procfs and the like).
-            _read_write(src, dst, start, end)
-            return
-        start += done
-
-
-def _read_write(src: int, dst: int, start: int, end: int) -> None:
-    while start < end:
-        data = os.pread(src, min(end - start, 1 << 20), start)
-        if not data:
-            return
-        view = memoryview(data)
-        while view:
-            done = os.pwrite(dst, view, start)
-            start += done
-            view = view[done:]
-
-

@@ -19,7 +19,7 @@ import stat
 from errno import EEXIST, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, EPERM
 
 from voile.linux import files
-from voile.overlay import namei, protect, readdir, whiteout, xattrs
+from voile.overlay import aufs, namei, protect, readdir, whiteout, xattrs
 from voile.overlay.copy_up import Busy, copy_up, set_impure
 from voile.overlay.inode import Dir, Indexed, Node
 from voile.overlay.layers import DIR_FLAGS, RealDir
@@ -200,7 +200,7 @@ def _make(
     if parent.flags:
         protect.may_create(ofs, parent)
     if ofs.aufs:
-        whiteout.refuse_aufs(name)
+        aufs.refuse(name)
     copy_up(ofs, parent)
     upper = _upper(parent)
     fd = ofs.fds.fd(upper)

@@ -69,7 +69,7 @@ class RealDir:
         self.name = name
         self.fd = -1
         self.pinned = False
-        # What the AUFS whiteouts in it hide, once somebody has asked (see whiteout.aufs_names).
+        # What the AUFS whiteouts in it hide, once somebody has asked (see aufs.hidden_names).
         self.aufs: frozenset[bytes] | None = None
 
 

@@ -25,8 +25,9 @@ import stat
 from errno import EACCES, EIO, ENODATA, ENOENT, EOPNOTSUPP, EPERM, EXDEV
 
 from voile.linux import files
-from voile.overlay import attr, rename, whiteout, xattrs
-from voile.overlay.copy_up import INLINE_BYTES, CopyUp, copy_lower_data
+from voile.overlay import attr, aufs, rename, whiteout, xattrs
+from voile.overlay.copy_data import copy_lower_data
+from voile.overlay.copy_up import INLINE_BYTES, CopyUp
 from voile.overlay.inode import Dir, Node
 from voile.overlay.layers import RealDir
 from voile.overlay.namei import MISSING, Search, check_redirect
@@ -304,7 +305,7 @@ class _Search(Search):
             st = os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
         except OSError as exc:
             if exc.errno in MISSING:
-                if self.ofs.aufs and name in whiteout.aufs_names(real, dir_fd):
+                if self.ofs.aufs and name in aufs.hidden_names(real, dir_fd):
                     self.stop = True
                 return None
             raise

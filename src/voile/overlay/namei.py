@@ -21,7 +21,7 @@ import stat
 from errno import EACCES, EINVAL, ENAMETOOLONG, ENOENT, ENOTDIR, EOPNOTSUPP, EPERM
 
 from voile.linux import files
-from voile.overlay import origin, whiteout, xattrs
+from voile.overlay import aufs, origin, whiteout, xattrs
 from voile.overlay.copy_up import set_impure
 from voile.overlay.inode import Dir, Node
 from voile.overlay.layers import DIR_FLAGS, RealDir
@@ -53,7 +53,7 @@ def lookup(ofs: Overlay, parent: Dir, name: bytes) -> tuple[Node, os.stat_result
         if ofs.index is not None:
             ofs.index.looked_up(node, parent, name)
         return node, ofs.stat(node)
-    if ofs.aufs and name[:4] == whiteout.AUFS_PREFIX:
+    if ofs.aufs and name[:4] == aufs.PREFIX:
         return None
     if len(name) > ofs.namelen:
         raise OSError(ENAMETOOLONG, "name too long")
@@ -78,7 +78,7 @@ def resolve(ofs: Overlay, parent: Dir, name: bytes) -> tuple[Node, os.stat_resul
             )
         except OSError as exc:
             if exc.errno in MISSING:
-                if ofs.aufs and name in whiteout.aufs_names(real, fds.fd(real)):
+                if ofs.aufs and name in aufs.hidden_names(real, fds.fd(real)):
                     return None
                 continue
             raise
@@ -265,7 +265,7 @@ class Search:
                 st = os.stat(component, dir_fd=parent_fd, follow_symlinks=False)
             except OSError as exc:
                 if exc.errno in MISSING:
-                    if ofs.aufs and component in whiteout.aufs_names(real, parent_fd):
+                    if ofs.aufs and component in aufs.hidden_names(real, parent_fd):
                         self.stop = True
                     return None
                 raise
@@ -303,8 +303,8 @@ class Search:
         place = ofs.fds.fd(real.parent), real.name
         opaque = False
         if ofs.aufs and (
-            real.name in whiteout.aufs_names(real.parent, place[0])
-            or whiteout.is_aufs_opaque(real, ofs.fds.fd(real))
+            real.name in aufs.hidden_names(real.parent, place[0])
+            or aufs.is_opaque(real, ofs.fds.fd(real))
         ):
             self.stop = opaque = True
         present = xattrs.listing_at(*place)
@@ -363,7 +363,7 @@ def lower_positive(ofs: Overlay, parent: Dir, name: bytes) -> bool:
             st = os.stat(name, dir_fd=fd, follow_symlinks=False)
         except OSError as exc:
             if exc.errno in MISSING:
-                if ofs.aufs and name in whiteout.aufs_names(real, fd):
+                if ofs.aufs and name in aufs.hidden_names(real, fd):
                     return False
                 continue
             raise

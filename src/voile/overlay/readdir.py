@@ -21,7 +21,7 @@ from mmap import mmap
 from time import monotonic
 
 from voile.linux import files
-from voile.overlay import namei, whiteout
+from voile.overlay import aufs, namei, whiteout
 from voile.overlay.copy_up import Busy, drop_impure
 from voile.overlay.inode import Dir
 from voile.overlay.layers import RealDir
@@ -78,10 +78,10 @@ def batches(ofs: Overlay, node: Dir, *, noatime: bool = False) -> Iterator[list[
             raw = _still_impure(ofs, node, raw)
         for batch in raw:
             if ofs.aufs:
-                batch = [entry for entry in batch if entry[0][:4] != whiteout.AUFS_PREFIX]
+                batch = [entry for entry in batch if entry[0][:4] != aufs.PREFIX]
             yield _shown(ofs, node, real, seen, batch, files_too)
         if ofs.aufs and seen is not None:
-            seen |= whiteout.aufs_names(real, ofs.fds.fd(real))
+            seen |= aufs.hidden_names(real, ofs.fds.fd(real))
 
 
 def is_empty(ofs: Overlay, node: Dir) -> bool:
@@ -159,7 +159,7 @@ def _shows(ofs: Overlay, node: Dir) -> Generator[bool, None, None]:
             for name, ino, kind in batch:
                 if name in whiteouts or (kind == DT_DIR and ino in hidden):
                     continue
-                if ofs.aufs and name[:4] == whiteout.AUFS_PREFIX:
+                if ofs.aufs and name[:4] == aufs.PREFIX:
                     continue
                 if kind != DT_CHR and kind != DT_UNKNOWN:
                     yield True
@@ -168,7 +168,7 @@ def _shows(ofs: Overlay, node: Dir) -> Generator[bool, None, None]:
                 whiteouts.add(name)
             yield False
         if ofs.aufs:
-            whiteouts |= whiteout.aufs_names(real, ofs.fds.fd(real))
+            whiteouts |= aufs.hidden_names(real, ofs.fds.fd(real))
 
 
 def _hidden(ofs: Overlay, real: RealDir) -> Set[int]:

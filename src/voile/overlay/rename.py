@@ -16,8 +16,8 @@ from errno import EEXIST, EINVAL, ENOENT, ENOTEMPTY, EOPNOTSUPP, EXDEV
 
 from voile.linux import files
 from voile.linux.files import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
+from voile.overlay import aufs, namei, protect, readdir, whiteout, xattrs
 from voile.overlay import dir as overlay_dir
-from voile.overlay import namei, protect, readdir, whiteout, xattrs
 from voile.overlay.copy_up import copy_up, set_impure
 from voile.overlay.inode import Dir, Node
 
@@ -54,7 +54,7 @@ def rename(
     elif new_parent.flags or new.flags:
         protect.may_delete(ofs, new_parent, new)
     if ofs.aufs:
-        whiteout.refuse_aufs(new_name)
+        aufs.refuse(new_name)
     if not _can_move(ofs, old) or (exchange and new is not None and not _can_move(ofs, new)):
         raise OSError(EXDEV, "directory of a lower layer")
     if not exchange and isinstance(new, Dir) and not readdir.is_empty(ofs, new):

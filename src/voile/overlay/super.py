@@ -15,14 +15,14 @@ from errno import EINVAL, ELOOP, ENOENT, ENOTDIR
 
 from voile.linux import creds as linux_creds
 from voile.linux import files, trees
-from voile.overlay import inuse, xattrs
+from voile.overlay import aufs, inuse, xattrs
 from voile.overlay.creds import Creds
 from voile.overlay.inode import Dir, Node, NodeTable
 from voile.overlay.layers import DIR_FLAGS, FdCache, Layer, RealDir
 from voile.overlay.layout import Layout, MountError, Place, private_pair, private_tree
 from voile.overlay.params import Params
 from voile.overlay.sweep import Sweeper
-from voile.overlay.whiteout import Maker, is_aufs_opaque
+from voile.overlay.whiteout import Maker
 from voile.volatile import chain, marker, policy, probe
 from voile.volatile.sync_status import SyncStatus
 
@@ -269,7 +269,7 @@ class Overlay:
         visible: list[RealDir] = []
         above = upper
         for layer in self.lowers:
-            if self.aufs and above is not None and is_aufs_opaque(above, above.fd):
+            if self.aufs and above is not None and aufs.is_opaque(above, above.fd):
                 break
             above = layer.root
             visible.append(above)

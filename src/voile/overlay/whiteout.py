@@ -5,10 +5,7 @@ may make one.  The other form is made by tools, for layers that lie on an overla
 are no devices: an empty file with the attribute `overlay.whiteout` (`ovl_path_is_whiteout`).
 Lookup knows it in every layer; listings only in merged directories marked `opaque=x`.
 
-With the option `aufs_whiteouts` there is a third form, that of AUFS and of image layers: a file of whatever
-kind, `.wh.NAME`, says that the layers below have no NAME; `.wh..wh..opq`, that they have nothing in its
-directory.  The layer itself may have NAME (image-spec of OCI, "Whiteouts").  Such names do not show and
-cannot be made; all other `.wh.` names are of AUFS's own.
+With the option `aufs_whiteouts` there is a third form: see aufs.
 
 All whiteouts of a mount are hard links to one inode, until the link limit is reached
 (fs/overlayfs/dir.c, `ovl_whiteout`).
@@ -18,11 +15,11 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import EEXIST, EINVAL, EMLINK, EPERM
+from errno import EEXIST, EMLINK, EPERM
 
 from voile.linux import files
 from voile.overlay import xattrs
-from voile.overlay.layers import DIR_FLAGS, RealDir
+from voile.overlay.layers import RealDir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,10 +27,6 @@ if TYPE_CHECKING:
 
 MODE = stat.S_IFCHR
 DEVICE = 0
-AUFS_PREFIX = b".wh."
-AUFS_OPAQUE = b".wh..opq"
-_FUSE_OVERLAYFS_OPAQUE = b"user.fuseoverlayfs.opaque"
-_NONE: frozenset[bytes] = frozenset()
 
 
 def is_whiteout(st: os.stat_result) -> bool:
@@ -54,47 +47,6 @@ def has_attribute(names: xattrs.Names, dir_fd: int, name: bytes) -> bool:
         return xattrs.get_at(dir_fd, name, names.whiteout) is not None
     except OSError:
         return False
-
-
-def refuse_aufs(name: bytes) -> None:
-    """No `.wh.` name is made through the mount: it would hide something, and not show itself.
-
-    Raises:
-        OSError: EINVAL, as fuse-overlayfs gives it.
-    """
-    if name[:4] == AUFS_PREFIX:
-        raise OSError(EINVAL, "that would be a whiteout")
-
-
-def aufs_names(real: RealDir, dir_fd: int) -> frozenset[bytes]:
-    """What the AUFS whiteouts in a directory of a layer hide; with it AUFS_OPAQUE, if it is marked so.
-
-    `dir_fd` is its descriptor.  They are read once: nobody changes a lower layer, and nobody can make such
-    names in the upper one.
-    """
-    if real.aufs is None:
-        real.aufs = _NONE
-        buffer = bytearray(64 * 1024)
-        fd = os.open(b".", (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY, dir_fd=dir_fd)
-        try:
-            while length := files.getdents64(fd, buffer):
-                # Most directories have none: that is seen sooner in the raw entries than in their names.
-                if buffer.find(AUFS_PREFIX, 0, length) >= 0:
-                    os.lseek(fd, 0, os.SEEK_SET)
-                    names = map(os.fsencode, os.listdir(fd))
-                    real.aufs = frozenset(each[4:] for each in names if each[:4] == AUFS_PREFIX)
-                    break
-        finally:
-            os.close(fd)
-    return real.aufs
-
-
-def is_aufs_opaque(real: RealDir, fd: int) -> bool:
-    """Whether a directory, whose descriptor is `fd`, hides all below: by AUFS's mark or fuse-overlayfs's."""
-    return (
-        AUFS_OPAQUE in aufs_names(real, fd)
-        or xattrs.get(xattrs.proc_fd(fd), _FUSE_OVERLAYFS_OPAQUE, follow=True) == b"y"
-    )
 
 
 class Maker:
