@@ -63,6 +63,9 @@ def accepted(program, step, expected, got):
     if verb in ("list", "relist") and isinstance(expected, list) and isinstance(got, list):
         return _seen(expected, got) == _seen(got, expected)
     if isinstance(expected, dict) and isinstance(got, dict) and "atime" in expected:
+        if any(step[1] == "ro" for step in program.steps) and got["atime"] == "now":
+            # Nobody tells voile that it is read-only now: its own reading sets access times as before.
+            return {**expected, "atime": 0} == {**got, "atime": 0}
         # What the kernel keeps of a FUSE mount (links, listings, pages that are not passed through)
         # is read without anybody being told.
         cached = expected["kind"] != "file" or "passthrough=off" in program.daemon
