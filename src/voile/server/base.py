@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 # "For ever": the layers change only through us.
 _FOREVER = 1 << 31
 
+# What the kernel may keep of a listing: some of it, some of it from before a change, all of it.
+KEPT_PART, KEPT_OLD, KEPT_WHOLE = 1, 2, 3
+
 
 class Waiting(Exception):
     """The answer takes longer than others should wait; `waiters` hear when the request can run again."""
@@ -81,6 +84,8 @@ class Served(Operations):
         self.last_fh = 0
         # How many names were made, changed or removed so far.
         self.changes = 0
+        # KEPT_PART, KEPT_OLD, KEPT_WHOLE: what listing the kernel may keep, by node (see dirs).
+        self.kept_by_kernel: dict[int, int] = {}
         # Nodes whose attributes may change without a request: they may be mapped
         # shared and writable through passthrough.
         self.mapped: set[int] = set()
@@ -195,6 +200,17 @@ class Served(Operations):
         """Has the kernel ask for the attributes again, and for the listing of a directory."""
         if node.id and node.nlookup > 0:
             self.session.notify_inval_inode(node.id, 0 if node.is_dir else -1)
+
+    def names_changed(self, nodeid: int) -> None:
+        """To be told before a name in a directory is made, changed or removed."""
+        self.changes += 1
+        kept = self.kept_by_kernel.get(nodeid)
+        if kept == KEPT_PART:
+            self.kept_by_kernel[nodeid] = KEPT_OLD
+        elif kept == KEPT_WHOLE:
+            # Whoever was given the end of it may not have come to note that it is whole.
+            del self.kept_by_kernel[nodeid]
+            self.session.notify_inval_inode(nodeid, 0)
 
     def new_fh(self) -> int:
         """A number for an open file or directory."""

@@ -8,11 +8,10 @@ between: it is a hash of the name, as in ext4.  With such offsets a listing belo
 nobody in particular, and opening a directory needs no request at all: OPENDIR is answered
 with ENOSYS, once.
 
-The low bits of an offset say how many names had been changed on the mount when its reader
-began (`Served.changes`).  The kernel checks only at the start of a directory that what it
-keeps is not old (fuse_readdir_cached); without these bits, who has opened a directory after
-a change would go on in what somebody else had begun to read before it, and has completed
-now.  With an offset that the kernel does not find there it asks us.
+The kernel checks only at the start of a directory that what it keeps is not old
+(fuse_readdir_cached).  Who has opened a directory after a change would go on in what somebody
+else had begun to read before it and has completed meanwhile.  So we keep account of who may
+be doing that (`Served.kept_by_kernel`) and take the pages away: it then begins anew.
 
 A long listing is taken in steps; other requests run between them, and its own is run again
 after the last (`Waiting`).  Only where an fsync of a directory is a real one is it opened,
@@ -29,7 +28,7 @@ from time import monotonic
 from voile.fuse import abi, replies
 from voile.overlay import namei, readdir
 from voile.overlay.inode import Dir
-from voile.server.base import Served, Waiting
+from voile.server.base import KEPT_OLD, KEPT_PART, KEPT_WHOLE, Served, Waiting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,15 +38,11 @@ if TYPE_CHECKING:
     from voile.overlay.params import Params
     from voile.overlay.super import Overlay
 
-    # offset of the next entry (without the bits for its reader), name, d_ino, d_type
+    # offset of the next entry, name, d_ino, d_type
     Item = tuple[int, bytes, int, int]
 
-# Offsets are positive 63-bit numbers: a hash, and 14 bits for the reader.
-_READER_MASK = (1 << 14) - 1
-_HASH_MASK = (1 << 62) - 1 & ~_READER_MASK
-_NEXT = _READER_MASK + 1
-# Behind those of "." and "..".
-_FIRST = 3 * _NEXT
+# Offsets are positive 63-bit numbers.
+_OFFSET_MASK = (1 << 62) - 1
 # A long listing is kept in 256 parts.
 _PART_SHIFT = 54
 # For so many seconds a listing may keep others waiting.
@@ -55,6 +50,8 @@ _STEP = 0.005
 
 # Listings that are being read; more of them than this at a time are taken anew.
 _LISTINGS = 64
+# So many directories whose listings the kernel may keep are accounted for.
+_KEPT = 256
 
 
 class Listing:
@@ -69,8 +66,8 @@ class Listing:
     def __init__(self, node: Dir, changes: int) -> None:
         # How many names had been changed when it was begun.
         self.changes = changes
-        dots = enumerate(readdir.dots(node), 1)
-        self._parts: list[list[Item]] = [[(at * _NEXT, *dot) for at, dot in dots]]
+        # "." and ".." come first.
+        self._parts: list[list[Item]] = [[(at, *entry) for at, entry in enumerate(readdir.dots(node), 1)]]
         self._shift = 63
         self._ordered: set[int] = set()
 
@@ -79,7 +76,7 @@ class Listing:
         parts, shift = self._parts, self._shift
         for entry in batch:
             # hash() is keyed, and the same for the life of the daemon.
-            at = (hash(entry[0]) & _HASH_MASK) + _FIRST
+            at = 3 + (hash(entry[0]) & _OFFSET_MASK)
             parts[at >> shift].append((at, *entry))
 
     def split(self) -> None:
@@ -87,19 +84,18 @@ class Listing:
         if len(self._parts) == 1:
             (all_,) = self._parts
             self._shift = _PART_SHIFT
-            self._parts = [[] for _ in range((_HASH_MASK + _FIRST >> _PART_SHIFT) + 1)]
+            self._parts = [[] for _ in range((_OFFSET_MASK + 3 >> _PART_SHIFT) + 1)]
             for item in all_:
                 self._parts[item[0] >> _PART_SHIFT].append(item)
 
     def after(self, offset: int) -> Iterator[Item]:
-        """The entries behind an offset, whoever the reader is."""
-        behind = ((offset | _READER_MASK) + 1,)
+        """The entries behind an offset."""
         for number in range(offset >> self._shift, len(self._parts)):
             part = self._parts[number]
             if number not in self._ordered:
                 self._ordered.add(number)
                 _put_in_order(part)
-            for index in range(bisect_left(part, behind), len(part)):
+            for index in range(bisect_left(part, (offset + 1,)), len(part)):
                 yield part[index]
 
     def shrink(self) -> bool:
@@ -112,7 +108,7 @@ def _put_in_order(items: list[Item]) -> None:
     items.sort()
     for index in range(1, len(items)):
         if items[index][0] <= items[index - 1][0]:
-            items[index] = (items[index - 1][0] + _NEXT, *items[index][1:])
+            items[index] = (items[index - 1][0] + 1, *items[index][1:])
 
 
 class Gathering:
@@ -178,15 +174,36 @@ class DirOperations(Served):
             while len(self.listings) >= _LISTINGS:
                 del self.listings[next(iter(self.listings))]
             self.listings[node.id] = listing
-        reader = (offset or listing.changes) & _READER_MASK
+        if not offset:
+            self._begins(node.id, listing.changes != self.changes)
         at_end = True
-        for position, name, ino, kind in listing.after(offset):
+        for item in listing.after(offset):
             at_end = False
-            yield position | reader, name, ino, kind
-        if at_end and self.listings.get(node.id) is listing:
+            yield item
+        if not at_end:
+            return
+        self._ends(node.id)
+        if self.listings.get(node.id) is listing:
             del self.listings[node.id]
             if self._gathered is None:
                 self._free(listing)
+
+    def _begins(self, nodeid: int, old: bool) -> None:
+        """The kernel may begin to keep a listing, or go on with one that somebody has not read to its end."""
+        kept = self.kept_by_kernel
+        if kept.get(nodeid) != KEPT_OLD:
+            while len(kept) >= _KEPT:
+                del kept[next(iter(kept))]
+            kept[nodeid] = KEPT_OLD if old else KEPT_PART
+
+    def _ends(self, nodeid: int) -> None:
+        """The kernel may have a whole listing with the reply that follows."""
+        kept = self.kept_by_kernel
+        if kept.get(nodeid, KEPT_OLD) == KEPT_OLD:
+            self.session.notify_inval_inode(nodeid, 0)
+            kept.pop(nodeid, None)
+        else:
+            kept[nodeid] = KEPT_WHOLE
 
     def _free(self, listing: Listing) -> None:
         """Frees a listing step by step: for a million entries that takes half a second."""
@@ -250,7 +267,7 @@ class DirOperations(Served):
         buffer = replies.DirentBuffer(size, True)
         for position, name, ino, kind in self._after(node, offset, flags):
             found = None
-            if position >= _FIRST:
+            if position > 2:
                 try:
                     found = namei.lookup(overlay, node, name)
                 except OSError:

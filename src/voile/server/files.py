@@ -151,7 +151,7 @@ class FileOperations(Served):
         return replies.open_out(*self._opened(file, fresh=False))
 
     def create(self, req: Request, name: bytes, flags: int, mode: int, umask: int, open_flags: int) -> bytes:
-        self.changes += 1
+        self.names_changed(req.nodeid)
         parent = self.dir(req.nodeid)
         caller = Caller(req.uid, req.gid, umask)
         try:

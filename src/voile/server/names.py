@@ -76,30 +76,31 @@ class NameOperations(Served):
         return attr.readlink(self.overlay, self.node(req.nodeid))
 
     def symlink(self, req: Request, name: bytes, target: bytes) -> bytes:
-        self.changes += 1
+        self.names_changed(req.nodeid)
         caller = Caller(req.uid, req.gid)
         return self.entry(*overlay_dir.symlink(self.overlay, self.dir(req.nodeid), name, target, caller))
 
     def mknod(self, req: Request, name: bytes, mode: int, rdev: int, umask: int) -> bytes:
-        self.changes += 1
+        self.names_changed(req.nodeid)
         caller = Caller(req.uid, req.gid, umask)
         return self.entry(*overlay_dir.mknod(self.overlay, self.dir(req.nodeid), name, mode, rdev, caller))
 
     def mkdir(self, req: Request, name: bytes, mode: int, umask: int) -> bytes:
-        self.changes += 1
+        self.names_changed(req.nodeid)
         caller = Caller(req.uid, req.gid, umask)
         return self.entry(*overlay_dir.mkdir(self.overlay, self.dir(req.nodeid), name, mode, caller))
 
     def unlink(self, req: Request, name: bytes) -> None:
-        self.changes += 1
+        self.names_changed(req.nodeid)
         overlay_dir.unlink(self.overlay, self.dir(req.nodeid), name)
 
     def rmdir(self, req: Request, name: bytes) -> None:
-        self.changes += 1
+        self.names_changed(req.nodeid)
         overlay_dir.rmdir(self.overlay, self.dir(req.nodeid), name)
 
     def rename(self, req: Request, name: bytes, newdir: int, newname: bytes, flags: int) -> None:
-        self.changes += 1
+        self.names_changed(req.nodeid)
+        self.names_changed(newdir)
         old, new = self.dir(req.nodeid), self.dir(newdir)
         rename.rename(self.overlay, old, name, new, newname, flags)
         if old is not new:
@@ -109,7 +110,7 @@ class NameOperations(Served):
                     self.session.notify_inval_inode(node.id, 0)
 
     def link(self, req: Request, oldnodeid: int, newname: bytes) -> bytes:
-        self.changes += 1
+        self.names_changed(req.nodeid)
         node = self.node(oldnodeid)
         return self.entry(node, overlay_dir.link(self.overlay, node, self.dir(req.nodeid), newname))
 
