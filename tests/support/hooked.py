@@ -48,8 +48,8 @@ class Hooks:
         self.go.set()
         self.go_later = threading.Event()
         self.go_later.set()
-        # Requests that wait for a copy-up.
-        self.parked = set()
+        # Requests that wait, and for which copy-up.
+        self.parked = {}
         self.longest = 0.0
 
     def install(self):
@@ -87,11 +87,12 @@ class Hooks:
         def unexpected(operations, req, raw, exc):
             code = park(operations, req, raw, exc)
             if code is None:
-                self.parked.add(req.unique)
+                self.parked[req.unique] = getattr(exc, "job", None)
             return code
 
         def completed(job, result, exc):
-            self.parked.clear()  # those that wait again are added again
+            # Those that wait again are added again.
+            self.parked = {unique: other for unique, other in self.parked.items() if other not in (job, None)}
             complete(job, result, exc)
 
         def activated(overlay):
