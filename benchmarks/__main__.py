@@ -12,12 +12,13 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from benchmarks.huge import Huge  # noqa: E402  # below the path they need
+from benchmarks.huge import Huge, drop_caches  # noqa: E402  # below the path they need
 from benchmarks.systems import FuseOverlayfs, Kernel, Voile  # noqa: E402
 from support.filesystems import Filesystems  # noqa: E402
 from support.namespace import ISOLATION  # noqa: E402
@@ -50,11 +51,16 @@ COMPUTING = [
     ("stat, client computes", "compute-stat", "stat", 2_000, "µs", ""),
     ("negative, client computes", "compute-negative", "stat", 2_000, "µs", ""),
 ]
+DIRECTORIES = 10_000
+ENTRIES = 20 * DIRECTORIES + DIRECTORIES
+FINDS = [
+    ("cold find of 200,000 files", ["-newermt", "2100-01-01"]),
+]
 # How many nanoseconds make one unit; GiB/s is the other way round.
 UNITS = {"µs": 1e3, "ms": 1e6}
 
 
-PARTS = ["tree", "volatile", "follow", "memory", "huge"]
+PARTS = ["tree", "volatile", "follow", "memory", "find", "huge"]
 NAMES = ("kernel", "fuse-overlayfs", "voile", "voile, cpu_follow=off")
 
 
@@ -117,6 +123,29 @@ class Bench:
             self.add("memory per cached file", "B", "<= 500 B", system.name, (after - before) / files)
             self.add("memory, base", "MiB", "", system.name, before / (1 << 20))
 
+    def find(self, systems):
+        """A cold find(1) through a tree like those of images: two layers merged, directories of all sizes."""
+        lowers = make_tree(self.filesystems.directory("big-tmpfs"))
+        for number in range(self.rounds):
+            turn = number % len(systems)
+            for system in systems[turn:] + systems[:turn]:
+                base = self.filesystems.directory("big-tmpfs")
+                point, _ = system.mount(lowers, base / "o")
+                for label, test in FINDS:
+                    before = system.resident() if system.pid else 0
+                    start = time.perf_counter()
+                    subprocess.run(["find", point, *test], check=True, stdout=subprocess.DEVNULL)
+                    self.add(label, "s", "<= 2x fuse-overlayfs", system.name, time.perf_counter() - start)
+                if system.pid:
+                    grown, before = system.resident() - before, before
+                    drop_caches()
+                    time.sleep(0.5)
+                    kept = system.resident() - before
+                    self.add("growth over it, per entry", "B", "<= 500 B", system.name, grown / ENTRIES)
+                    self.add("the same after drop_caches", "B", "falls", system.name, kept / ENTRIES)
+                system.umount()
+                shutil.rmtree(base)
+
     def huge(self, system, entries):
         huge = Huge(system, self.client, self.filesystems.directory("big-tmpfs"), entries)
         huge.run()
@@ -139,6 +168,20 @@ class Bench:
             row = [label, unit, *cells, *ratios, wanted]
             lines.append("| " + " | ".join(row) + " |")
         return "\n".join(lines)
+
+
+def make_tree(base):
+    """Two lower layers, top first: 10,000 directories with 200,000 files; a third of the directories in both."""
+    top, bottom = base / "top", base / "bottom"
+    for number in range(DIRECTORIES):
+        where = f"d{number // 400}/d{number // 20 % 20}/d{number % 20}"
+        files = 5 if number % 10 else 155  # 20 each, but not evenly
+        for layer in (top, bottom) if number % 3 == 0 else ((top,) if number % 3 == 1 else (bottom,)):
+            (layer / where).mkdir(parents=True)
+        for index in range(files):
+            layer = top if number % 3 == 1 or (number % 3 == 0 and index % 2) else bottom
+            os.close(os.open(layer / where / f"file-{index:03}.txt", os.O_CREAT | os.O_WRONLY, 0o644))
+    return f"{top}:{bottom}"
 
 
 def make_lower(directory):
@@ -200,6 +243,8 @@ def run(bench, filesystems, systems, wanted, entries):
         bench.compare(systems, COMPUTING, lower, "big-tmpfs", lambda point: None)
     if "memory" in wanted:
         bench.memory([s for s in systems if s.name in ("fuse-overlayfs", "voile")])
+    if "find" in wanted:
+        bench.find(systems)
     if "huge" in wanted:
         for system in systems:
             bench.huge(system, entries)
