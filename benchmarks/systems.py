@@ -30,14 +30,12 @@ class System:
         self.point = self.base / "mnt"
         data = f"lowerdir={lower},upperdir={self.base}/up,workdir={self.base}/wk"
         command = self.command(",".join(filter(None, [data, self.options])), str(self.point))
-        before = set(_children())
         start = time.perf_counter()
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         seconds = time.perf_counter() - start
         if done.returncode:
             raise RuntimeError(f"{self.name}: {done.stderr}")
-        new = [pid for pid in _children() if pid not in before]
-        self.pid = max(new, default=None)
+        self.pid = _daemon(str(self.point))
         return self.point, seconds
 
     def umount(self):
@@ -55,16 +53,15 @@ class System:
         raise RuntimeError("no Rss")
 
 
-def _children():
-    """Daemons that live in our mount namespace."""
-    own = os.readlink("/proc/self/ns/mnt")
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and int(entry) != os.getpid():
-            try:
-                if os.readlink(f"/proc/{entry}/ns/mnt") == own:
-                    yield int(entry)
-            except OSError:
-                pass
+def _daemon(point):
+    """The process that was told to mount there, or None."""
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if point in Path(f"/proc/{entry}/cmdline").read_text().split("\0"):
+                return int(entry)
+        except (OSError, UnicodeDecodeError):
+            pass
+    return None
 
 
 class Kernel(System):

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     Name = tuple["Dir", bytes]
 
 ROOT_ID = 1
+_WORTH_SHRINKING = 1 << 20
 # `Node.flags` of an object that was found, not made.
 FLAGS_UNKNOWN = -1
 
@@ -253,6 +254,11 @@ class NodeTable:
         del self._nodes[nodeid]
         node.id = node.nlookup = 0
         self.release(node)
+
+    def shrink(self) -> None:
+        """Gives memory back after many nodes were forgotten: a dict stays as large as it was."""
+        if self._nodes.__sizeof__() > max(_WORTH_SHRINKING, 400 * len(self._nodes)):
+            self._nodes = dict(self._nodes)
 
     def release(self, node: Node) -> None:
         """Unhooks a node that nobody knows by number (any more).

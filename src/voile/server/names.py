@@ -64,6 +64,8 @@ class NameOperations(Served):
                 waiting.popleft()
         if waiting:
             self.pool.soon(self._forget_some)
+        else:
+            self.overlay.nodes.shrink()
 
     def _forget(self, nodeid: int, nlookup: int) -> None:
         nodes = self.overlay.nodes
