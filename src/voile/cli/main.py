@@ -15,9 +15,10 @@ usage: voile run [--name NAME] [--lower DIR] [-o OPTS] [--] COMMAND [ARGUMENT...
        voile list [--json]
        voile discard NAME...
        voile mount [-f] [-d] -o OPTIONS MOUNTPOINT
-       voile umount [-l] MOUNTPOINT
+       voile umount [-l] [--sync] MOUNTPOINT
        voile status [--json] [--watch] [MOUNTPOINT]
        voile sync MOUNTPOINT
+       voile checkpoint MOUNTPOINT
        voile shutdown MOUNTPOINT
        voile check UPPER [--work DIR] [--lower DIR]... [--data DIR]... [--userxattr] [--fix] [--json]
        voile SOURCE MOUNTPOINT -o OPTIONS        (as mount.fuse3 calls it)
@@ -26,7 +27,7 @@ usage: voile run [--name NAME] [--lower DIR] [-o OPTS] [--] COMMAND [ARGUMENT...
 'voile COMMAND --help' says more about one of them.
 """
 
-COMMANDS = ("mount", "umount", "status", "sync", "shutdown", "run", "list", "discard", "check")
+COMMANDS = ("mount", "umount", "status", "sync", "checkpoint", "shutdown", "run", "list", "discard", "check")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -79,6 +79,7 @@ def _dead(mount: mountinfo.Mount, error: OSError) -> dict[str, Any]:
         "probe": "none",
         "watched": None,
         "not_watched": None,
+        "checkpoint": None,
         "poll_s": None,
         "syncfs": "none",
         "passthrough": False,

@@ -13,19 +13,23 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from voile.linux.mountinfo import Mount
 
-HELP = """usage: voile umount [-l] MOUNTPOINT
+HELP = """usage: voile umount [-l] [--sync] MOUNTPOINT
 
-Unmount, and wait until the daemon has ended. Nothing is synced for a volatile mount.
+Unmount, and wait until the daemon has ended. Nothing is synced for a volatile mount without --sync.
 
   -l, --lazy    detach now, end when nobody uses it any more
+  --sync        sync, verify that nothing was lost since the mount, and only then unmount: the upper of a
+                volatile mount is an ordinary one then, without the marker
 
-Exit status: 0 unmounted; 1 usage or permission; 32 failed.
+Exit status: 0 unmounted; 1 usage or permission; 32 failed; 74 data was lost (still mounted, marker in place).
 """
 
-_OPTIONS: Options = {(b"-l", b"--lazy"): FLAG, (b"-h", b"--help"): FLAG}
+_OPTIONS: Options = {(b"-l", b"--lazy"): FLAG, (b"--sync",): FLAG, (b"-h", b"--help"): FLAG}
 
 # How long to wait for the daemon; it may live on when a copy of the mount is in another namespace.
 _GRACE_MS = 2000
+# How long to wait for closed files to be closed in the daemon as well: the kernel tells it a moment later.
+_RELEASE_S = 1.0
 
 
 def main(words: list[bytes]) -> int:
@@ -46,21 +50,60 @@ def main(words: list[bytes]) -> int:
         report.say(f"{shown}: mounted, but not by voile ({os.fsdecode(mount.fstype)})")
         return report.MOUNT_FAILURE
     lazy = b"-l" in arguments
+    sync = b"--sync" in arguments
+    if lazy and sync:
+        raise UsageError("--lazy and --sync exclude each other: who still uses it could still change it")
     daemon = -1 if lazy else _open_daemon(mount)
+    status = _freeze(mount, shown) if sync else report.OK
+    if status == report.OK:
+        status = _unmount(mount, shown, lazy, thaw=sync)
+    if status == report.OK and daemon >= 0 and not _wait(daemon) and sync:
+        report.say(f"{shown}: unmounted here, but still in use elsewhere: not synced for good")
+        return report.MOUNT_FAILURE
+    return status
 
+
+def _unmount(mount: Mount, shown: str, lazy: bool, thaw: bool) -> int:
     from voile.fuse import mountpoint
 
     try:
         mountpoint.unmount(mount.mountpoint, lazy)
     except OSError as error:
+        if thaw:
+            from voile.server import control
+
+            try:
+                control.thaw(mount.mountpoint)
+            except OSError:
+                pass  # it does so anyway when we end
         if error.errno == errno.EBUSY:
             report.say(f"{shown}: in use (an open file, or a current directory; --lazy detaches it anyway)")
         else:
             report.say(f"{shown}: {error.strerror}")
         return report.exit_status(error)
-    if daemon >= 0:
-        _wait(daemon)
     return report.OK
+
+
+def _freeze(mount: Mount, shown: str) -> int:
+    """Sync, so that nothing is left to do; then again, while changes wait for the unmount."""
+    import time
+
+    from voile.cli import checkpoint
+    from voile.server import control
+
+    status = checkpoint.take(mount, shown)
+    if status != report.OK:
+        return status
+    until = time.monotonic() + _RELEASE_S
+    while True:
+        try:
+            control.freeze(mount.mountpoint)
+        except OSError as error:
+            if error.errno == errno.EBUSY and time.monotonic() < until:
+                time.sleep(0.01)
+                continue
+            return checkpoint.failed(mount, shown, error)
+        return report.OK
 
 
 def _open_daemon(mount: Mount) -> int:
@@ -72,10 +115,11 @@ def _open_daemon(mount: Mount) -> int:
         return -1
 
 
-def _wait(daemon: int) -> None:
+def _wait(daemon: int) -> bool:
     from select import POLLIN, poll
 
     poller = poll()
     poller.register(daemon, POLLIN)
-    poller.poll(_GRACE_MS)
+    ended = bool(poller.poll(_GRACE_MS))
     os.close(daemon)
+    return ended

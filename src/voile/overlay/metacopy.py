@@ -366,6 +366,7 @@ class _DataUp(CopyUp):
         dir_fd, name, at_flags = attr.place(ofs, node)
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | (os.O_NOFOLLOW if at_flags else 0)
         self.dst = os.open(name, flags, dir_fd=dir_fd if dir_fd >= 0 else None)
+        ofs.sync.probe.watch(self.dst)
         self.st = os.fstat(self.dst)
         if self.data:
             self.lower = ofs.meta.open(meta, os.O_RDONLY)

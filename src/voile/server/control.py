@@ -29,14 +29,15 @@ if TYPE_CHECKING:
     class State(Protocol):
         """What the daemon knows about itself.
 
-        A method may return a function in place of the answer: to be called in another thread.
+        A method may return a Late in place of the answer.
         """
 
         def status(self) -> dict[str, Any]: ...
         def sync(self) -> Any: ...
         def shut_down(self, uid: int, pid: int) -> Any: ...
-
-    Late = Callable[[], bytes]
+        def take_checkpoint(self) -> Any: ...
+        def freeze(self, pid: int) -> Any: ...
+        def thaw(self) -> Any: ...
 
 
 SIZE = 8192
@@ -56,13 +57,29 @@ STATUS = 1
 VERSION = 2
 SYNC = 3
 SHUTDOWN = 4
-_QUESTIONS = frozenset((STATUS, VERSION, SYNC, SHUTDOWN))
+CHECKPOINT = 5
+FREEZE = 6
+THAW = 7
+_QUESTIONS = frozenset((STATUS, VERSION, SYNC, SHUTDOWN, CHECKPOINT, FREEZE, THAW))
 # Those that anybody may ask who can open the root: fsync(2) would tell him as well, and SHUTDOWN has its own
 # rule.
 _PUBLIC = frozenset((SYNC, SHUTDOWN))
 
 # Answers being fetched in pieces; who is slower than this many others starts again.
 _KEPT_ANSWERS = 8
+
+
+class Late:
+    """An answer that takes time: `finish(work())`, `work` in another thread, `finish` back in the loop's.
+
+    `finish` may return another Late. Both may raise OSError, which is the answer then.
+    """
+
+    __slots__ = ("finish", "work")
+
+    def __init__(self, work: Callable[[], Any], finish: Callable[[Any], Any] = lambda found: found) -> None:
+        self.work = work
+        self.finish = finish
 
 
 class Control:
@@ -78,7 +95,7 @@ class Control:
         self._answers: dict[int, bytes] = {}
 
     def handle(self, uid: int, command: int, data: bytes | memoryview, pid: int = 0) -> bytes | Late:
-        """Answer one FUSE_IOCTL of a caller with this uid; or return what finds the answer, in any thread.
+        """Answer one FUSE_IOCTL of a caller with this uid; or return what finds the answer (see `one_piece`).
 
         `pid`: his thread, 0 when it cannot be known.
 
@@ -100,8 +117,8 @@ class Control:
                 raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
             return self._piece(answer, token, offset)
         found = self._ask(question, uid, pid)
-        if callable(found):
-            return lambda: _one_piece(found())
+        if isinstance(found, Late):
+            return found
         answer = found if isinstance(found, bytes) else _json(found)
         return self._piece(answer, self._keep(answer) if len(answer) > _ROOM else 0, 0)
 
@@ -112,6 +129,12 @@ class Control:
             return self._state.sync()
         if question == SHUTDOWN:
             return self._state.shut_down(uid, pid)
+        if question == CHECKPOINT:
+            return self._state.take_checkpoint()
+        if question == FREEZE:
+            return self._state.freeze(pid)
+        if question == THAW:
+            return self._state.thaw()
         from voile import __version__
 
         return __version__.encode()
@@ -137,7 +160,7 @@ def _json(value: Any) -> bytes:
     return json.dumps(value).encode()
 
 
-def _one_piece(value: Any) -> bytes:
+def one_piece(value: Any) -> bytes:
     """The whole reply for an answer that is short."""
     answer = _json(value)
     return (_HEAD.pack(_MAGIC, _VERSION, len(answer), 0, len(answer)) + answer).ljust(SIZE, b"\0")
@@ -201,10 +224,38 @@ def sync(mountpoint: bytes) -> bool:
     down, or when the mount point cannot be opened.
     """
     answer = _ask_at(mountpoint, SYNC)
+    _raise_lost(mountpoint, answer)
+    return bool(answer["synced"])
+
+
+def checkpoint(mountpoint: bytes) -> None:
+    """Have all that was changed on the mount at `mountpoint` on the disk; verify that nothing was lost.
+
+    Raises LostData: something was lost since the mount; OSError: EBUSY while somebody else does the same, EIO
+    after a shutdown, as `ask`, or when the mount point cannot be opened.
+    """
+    _raise_lost(mountpoint, _ask_at(mountpoint, CHECKPOINT))
+
+
+def freeze(mountpoint: bytes) -> None:
+    """As `checkpoint`, and keep all changes waiting: this process is about to unmount.
+
+    The marker of the volatile mount has been removed then. `thaw` undoes it, and so does the end of this
+    process.
+    Raises as `checkpoint`; EBUSY also when a file is open for writing.
+    """
+    _raise_lost(mountpoint, _ask_at(mountpoint, FREEZE))
+
+
+def thaw(mountpoint: bytes) -> None:
+    """After `freeze`: it could not be unmounted. Raises OSError as `ask`."""
+    _ask_at(mountpoint, THAW)
+
+
+def _raise_lost(mountpoint: bytes, answer: dict[str, Any]) -> None:
     error = answer["error"]
     if error is not None:
         raise LostData(error["errno"], os.strerror(error["errno"]), mountpoint)
-    return bool(answer["synced"])
 
 
 def _ask_at(mountpoint: bytes, question: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from errno import EINVAL, EPERM
 
 from voile.fuse import replies
 from voile.fuse.device import Device
+from voile.server.control import Late
 from voile.server.files import FileOperations
 from voile.server.poll import Poll
 from voile.volatile import policy
@@ -55,6 +56,13 @@ class FailureOperations(FileOperations):
             start_new_thread(self._begin_shutdown().sweep, ())
         self._log(errors)
 
+    def regate(self) -> None:
+        """Let through what has waited, as far as the mount is still open."""
+        from voile.server import gate
+
+        if self.shutdown is None:
+            (gate.read_only if self.read_only else gate.open_all)(self.session)
+
     def _log(self, errors: str) -> None:
         import sys
 
@@ -97,7 +105,7 @@ class FailureOperations(FileOperations):
         work = self._shut_down(shutdown.flags_of(req.pid, address))
         return self.later(req, work, lambda _: replies.ioctl_out(b""))
 
-    def shut_down(self, uid: int, pid: int) -> Callable[[], dict[str, Any]]:
+    def shut_down(self, uid: int, pid: int) -> Late:
         """What `voile shutdown` asks for; returns what does the rest, in another thread.
 
         Raises OSError EPERM.
@@ -105,7 +113,7 @@ class FailureOperations(FileOperations):
         from voile.server import shutdown
 
         self._may_shut_down(uid, pid)
-        return self._shut_down(shutdown.NOLOGFLUSH)
+        return Late(self._shut_down(shutdown.NOLOGFLUSH))
 
     def _may_shut_down(self, uid: int, pid: int) -> None:
         from voile.server import shutdown

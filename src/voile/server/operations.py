@@ -7,9 +7,11 @@ import time
 from errno import EIO, EROFS
 
 from voile.fuse import abi, replies
+from voile.fuse.requests import DEFERRED
 from voile.overlay.params import Params
 from voile.overlay.super import Overlay
-from voile.server.control import FS_IOC_SHUTDOWN, Control
+from voile.server.base import Waiting
+from voile.server.control import FS_IOC_SHUTDOWN, Control, Late, one_piece
 from voile.server.dirs import DirOperations
 from voile.server.failure import FailureOperations
 from voile.server.ioctl import CHANGING_FILE_ATTRIBUTES, FILE_ATTRIBUTES, file_attributes
@@ -18,11 +20,11 @@ from voile.volatile import policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from voile.fuse.negotiation import Negotiated
-    from voile.fuse.requests import Request
+    from voile.fuse.requests import Deferred, Request
+    from voile.server.checkpoint import Checkpoint
     from voile.volatile.probe import Probe
 
 
@@ -31,6 +33,7 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
 
     def __init__(self, overlay: Overlay, params: Params) -> None:
         super().__init__(overlay, params)
+        self.checkpoint: Checkpoint | None = None
         self.control = Control(self, os.geteuid())
         # What a sync at the end of a mount that is not volatile said.
         self.close_error: OSError | None = None
@@ -58,14 +61,36 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
         if cmd == FS_IOC_SHUTDOWN:
             return self.ioctl_shutdown(req, arg)
         answer = self.control.handle(req.uid, cmd, data, req.pid)
-        return answer if isinstance(answer, bytes) else self.later(req, answer, replies.ioctl_out)
+        return answer if isinstance(answer, bytes) else self._answer_late(req.unique, answer)
+
+    def _answer_late(self, unique: int, late: Late) -> Deferred:
+        """Answers a control question in as many steps as it takes."""
+
+        def done(result: Any, exc: BaseException | None) -> None:
+            try:
+                if exc is not None:
+                    raise exc
+                answer = late.finish(result)
+            except OSError as error:
+                self.session.fail(unique, error.errno or EIO)
+                return
+            if isinstance(answer, Late):
+                self._answer_late(unique, answer)
+            else:
+                self.session.reply(unique, replies.ioctl_out(one_piece(answer)))
+
+        self.pool.submit(late.work, done)
+        return DEFERRED
 
     def file_attributes(self, req: Request, cmd: int, data: bytes, out_size: int) -> bytes:
         """lsattr(1), chattr(1): the gate does not know these from control questions."""
         if self.shutdown is not None:
             raise OSError(EIO, "shut down")
-        if self.read_only and cmd in CHANGING_FILE_ATTRIBUTES:
-            raise OSError(EROFS, os.strerror(EROFS))
+        if cmd in CHANGING_FILE_ATTRIBUTES:
+            if self.read_only:
+                raise OSError(EROFS, os.strerror(EROFS))
+            if self.checkpoint is not None and self.checkpoint.parked is not None:
+                raise Waiting(self.checkpoint.parked)
         return file_attributes(self.overlay, self.node(req.nodeid), cmd, data, out_size)
 
     def status(self) -> dict[str, Any]:
@@ -83,12 +108,13 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
             "volatile": overlay.volatile,
             "metacopy": overlay.metacopy,
             "state": self._state(),
-            "error": _error(sync.errno, sync.since) if sync.errno else None,
+            "error": policy.describe(sync.errno, sync.since) if sync.errno else None,
             "errors": sync.policy.errors if overlay.volatile else None,
             "error_code": sync.policy.error_code if overlay.volatile else None,
             "read_only": self.read_only,
             "probe": sync.probe.kind,
             **_watched(sync.probe),
+            "checkpoint": self._last_checkpoint(),
             "poll_s": self.poll.seconds or None,
             "syncfs": self._syncfs_quality(),
             "passthrough": self.passthrough,
@@ -103,7 +129,12 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
             return "failed"
         return "ok" if self.overlay.writable else "readonly"
 
-    def sync(self) -> dict[str, Any] | Callable[[], dict[str, Any]]:
+    def _last_checkpoint(self) -> str | None:
+        if self.checkpoint is None or self.checkpoint.time is None:
+            return None
+        return policy.stamp(self.checkpoint.time)
+
+    def sync(self) -> dict[str, Any] | Late:
         """What `voile sync` asks: 0 or the error, without a sync on a volatile mount.
 
         Raises OSError EIO after a shutdown, like everything else then.
@@ -113,16 +144,35 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
         sync = self.overlay.sync
         status = sync.get()
         if status <= 0:
-            return {"synced": False, "error": _error(-status, sync.since) if status else None}
+            return {"synced": False, "error": policy.describe(-status, sync.since) if status else None}
         if not self.overlay.writable:
             return {"synced": False, "error": None}
         fd, lost = self.upper_fs_fd(), self.lost
 
         def work() -> dict[str, Any]:
             code = lost.sync(fd)
-            return {"synced": not code, "error": _error(code, None) if code else None}
+            return {"synced": not code, "error": policy.describe(code, None) if code else None}
 
-        return work
+        return Late(work)
+
+    def take_checkpoint(self) -> dict[str, Any] | Late:
+        """What `voile checkpoint` asks for. A mount that is not volatile is synced."""
+        return self._checkpoint().take() if self.overlay.volatile else self.sync()
+
+    def freeze(self, pid: int) -> dict[str, Any] | Late:
+        """What `voile umount --sync` asks for first. A mount that is not volatile syncs at the end anyway."""
+        return self._checkpoint().freeze(pid) if self.overlay.volatile else {"error": None}
+
+    def thaw(self) -> dict[str, Any]:
+        """What it asks for when it could not unmount."""
+        return self._checkpoint().thaw() if self.overlay.volatile else {}
+
+    def _checkpoint(self) -> Checkpoint:
+        from voile.server.checkpoint import Checkpoint
+
+        if self.checkpoint is None:
+            self.checkpoint = Checkpoint(self)
+        return self.checkpoint
 
     def _syncfs_quality(self) -> str:
         """Whether syncfs(2) on the mount reaches us at all."""
@@ -144,10 +194,3 @@ def _watched(probe: Probe) -> dict[str, int | None]:
 
     assert isinstance(probe, InodeProbe)
     return {"watched": len(probe), "not_watched": probe.dropped}
-
-
-def _error(code: int, since: float | None) -> dict[str, Any]:
-    from errno import errorcode
-
-    stamp = None if since is None else policy.stamp(since)
-    return {"errno": code, "name": errorcode.get(code, str(code)), "since": stamp}

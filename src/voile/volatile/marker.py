@@ -75,6 +75,19 @@ def create_volatile(work_fd: int) -> None:
         os.close(incompat)
 
 
+def remove_volatile(work_fd: int) -> None:
+    """Remove what `create_volatile` has made: the upper directory is complete. Raises OSError.
+
+    What else is in work/incompat stays.
+    """
+    try:
+        trees.look(work_fd, _INCOMPAT, lambda incompat: trees.remove(incompat, _VOLATILE))
+        os.rmdir(_INCOMPAT, dir_fd=work_fd)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+            raise
+
+
 def _make_directory(dirfd: int, name: bytes) -> int:
     try:
         os.mkdir(name, 0o700, dir_fd=dirfd)

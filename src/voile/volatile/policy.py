@@ -6,6 +6,10 @@ import errno
 import os
 import time
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 # Sync calls fail, everything else goes on, as on the kernel's volatile overlayfs.
 CONTINUE = "continue"
 # Besides, nothing can be changed any more: EROFS.
@@ -44,6 +48,15 @@ class Policy:
 def stamp(seconds: float) -> str:
     """A time as it is shown: RFC 3339, UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def describe(code: int, since: float | None) -> dict[str, Any]:
+    """An error as programs are told of it; `since`: when the first one was noticed."""
+    return {
+        "errno": code,
+        "name": errno.errorcode.get(code, str(code)),
+        "since": None if since is None else stamp(since),
+    }
 
 
 def message(code: int, since: float, upper: str, errors: str) -> str:

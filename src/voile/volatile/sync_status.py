@@ -52,11 +52,12 @@ class SyncStatus:
             return 1
         code = self.probe.check()
         if code and code != self.errno:
-            self._fail(code)
+            self.note(code)
         # Not `code`: errseq_t repeats after 2**19 errors, and the probe could then look healthy again.
         return self._answer
 
-    def _fail(self, code: int) -> None:
+    def note(self, code: int) -> None:
+        """The upper file system has lost data, says somebody who knows."""
         first = self.since is None
         if first:
             self.since = time.time()
