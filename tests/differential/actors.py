@@ -60,8 +60,8 @@ class Actor(Tree):
         return _looked(os.fstat(_fd(fd)))
 
     def mode(self, fd):
-        """Not a step."""
-        return os.fstat(fd).st_mode
+        """(mode, whether the name is gone by which it was opened); not a step."""
+        return os.fstat(fd).st_mode, os.readlink("/proc/self/fd/%d" % fd).endswith(" (deleted)")
 
     def number(self, fd):
         return os.fstat(fd).st_ino
@@ -225,7 +225,7 @@ def _looked(st):
 
 def _inside(fd):
     """{name: st_ino} of a directory, by a descriptor of its own: the position stays."""
-    other = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECTORY)
+    other = os.open("/proc/self/fd/%d" % fd, os.O_RDONLY | os.O_DIRECTORY)
     try:
         return {os.fsencode(e.name): e.inode() for e in os.scandir(other)}
     finally:

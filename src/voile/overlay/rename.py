@@ -100,6 +100,11 @@ def _move(
             flags = RENAME_EXCHANGE if over_whiteout else RENAME_WHITEOUT
         elif isinstance(old, Dir) and over_whiteout:
             flags, clean_whiteout = RENAME_EXCHANGE, True
+    if not same_dir:
+        if _has_origin(ofs, old):
+            set_impure(ofs, new_parent)
+        if exchange and new is not None and _has_origin(ofs, new):
+            set_impure(ofs, old_parent)
     _prepare(ofs, old, old_fd, new_parent, same_dir)
     if ofs.meta is not None:
         ofs.meta.set_redirect(old, (old_parent, old_name), same_dir)
@@ -163,9 +168,7 @@ def _rehook(node: Node, old_parent: Dir, old_name: bytes, new_parent: Dir, new_n
 
 
 def _prepare(ofs: Overlay, node: Node, dir_fd: int, new_parent: Dir, same_dir: bool) -> None:
-    """Marks what moves, and where to, so that it looks the same in its new place."""
-    if not same_dir and _has_origin(ofs, node):
-        set_impure(ofs, new_parent)
+    """Marks what moves, so that it looks the same in its new place."""
     if isinstance(node, Dir):
         if node.lowers:
             _set_redirect(ofs, node, dir_fd, same_dir)

@@ -10,11 +10,11 @@ Kept out while a program is played: see player.WORTH.
 
 import os
 
+from differential.tree import DEFAULT
+
 LISTING = ("list", "relist", "rest", "resume", "dots", "getdents")
 # What a directory gives that leads nowhere: it must not be followed, or is invalid.
 LOST = ("EPERM", "EINVAL", "EIO", "ESTALE", "EACCES")
-SPECIAL = ("char", "block", "fifo", "socket")
-SEEK = (os.SEEK_DATA, os.SEEK_HOLE)
 
 
 def kernel_oddity(step, outcome):
@@ -28,71 +28,86 @@ def kernel_oddity(step, outcome):
 
 
 def accepted(program, step, expected, got):
-    """Whether two different outcomes of a step are both right."""
-    verb = step[1]
-    if verb == "fread" and (expected, got) in (("EINVAL", "EISDIR"), ("EISDIR", "EINVAL")):
-        return True  # a directory; EINVAL where its last position is as high as can be
-    if verb == "mread" and isinstance(expected, tuple) and isinstance(got, tuple):
-        # A lower file that was mapped, then copied up and written: the kernel's mapping shows the old data
-        # for ever, voile's the new data.
-        return got[0] == got[1] == expected[1]
-    if verb == "dots" and isinstance(got, dict):
-        return all(got.values())  # the kernel's d_ino of "." and ".." is wrong here and there
-    if verb == "seek" and step[4] in SEEK:
-        return _holes(step[4], expected, got)
-    if verb == "fsxattr" and isinstance(expected, tuple) and isinstance(got, tuple):
-        # XFS says whether the upper object has attributes, which may be the overlay's own.
-        return int(expected[0], 16) ^ int(got[0], 16) in (0, 0x80000000) and expected[1:] == got[1:]
-    if verb == "access" and expected is False and got is True and has_flags(program):
-        return True  # W_OK of what is immutable: the same
+    """Whether two different outcomes of a step, or of a look after it, are both right."""
+    if isinstance(expected, dict) and isinstance(got, dict) and "ino" in expected:
+        return _look(program, expected, got)
     if expected == "EPERM" and isinstance(got, str) and has_flags(program):
         return True  # FUSE's inodes know nothing of "immutable", so that other reasons are found first
-    if verb == "rename" and expected == "ESTALE" and "userxattr" in program.options:
-        # The names of a hard link to what can have no user.* attributes, and so no origin.
-        return got is None
-    if isinstance(expected, dict) and isinstance(got, dict) and expected.get("kind") in SPECIAL:
-        # fchmod of a lower one that has no name any more: the kernel's copy seems to have one.
-        if {**expected, "nlink": 0} == got and expected["nlink"] == 1:
-            return True
-    if isinstance(expected, dict) and isinstance(got, dict) and expected.get("kind") == "dir":
-        if has_indexed_links(program) and {**expected, "nlink": 0} == {**got, "nlink": 0}:
-            return True  # see there
+    verb = step[1]
     if verb in LISTING and isinstance(expected, str) and expected in LOST:
         # The kernel's getdents ends where the first entry of a buffer cannot be looked up (ovl_iterate).
         return step[0] == 0 or expected != "EACCES"
-    if verb in ("list", "relist") and isinstance(expected, list) and isinstance(got, list):
-        return _seen(expected, got) == _seen(got, expected)
-    if isinstance(expected, dict) and isinstance(got, dict) and "atime" in expected:
-        if any(step[1] == "ro" for step in program.steps) and got["atime"] == "now":
-            # Nobody tells voile that it is read-only now: its own reading sets access times as before.
-            return {**expected, "atime": 0} == {**got, "atime": 0}
-        # What the kernel keeps of a FUSE mount (links, listings, pages that are not passed through)
-        # is read without anybody being told.
-        cached = expected["kind"] != "file" or "passthrough=off" in program.daemon
-        read = expected["atime"] == "now" or any(step[1] == "swap" for step in program.steps)
-        return cached and read and {**expected, "atime": 0} == {**got, "atime": 0}
+    rule = RULES.get(verb)
+    return rule is not None and rule(program, step, expected, got)
+
+
+def _look(program, expected, got):
+    """What stat(2) shows."""
+    different = {key for key in expected if expected[key] != got[key]}
+    kind = expected["kind"]
+    if different == {"nlink"} and kind == "dir":
+        return has_indexed_links(program)  # see there
+    if different != {"atime"}:
+        return False
+    if expected["atime"] == "now" or _does(program, ("swap",)):
+        # What the kernel keeps of a FUSE mount (links, listings, pages that are not passed through) is read
+        # without anybody being told.
+        return kind != "file" or "passthrough=off" in program.daemon or set_back(program, got["atime"])
+    # FUSE tells nobody that a mount is read-only now.
+    return got["atime"] == "now" and ("ro" in program.options or _does(program, ("ro",)))
+
+
+def _read(program, step, expected, got):
+    # Of a directory; EINVAL where its last position is as high as can be.
+    return {expected, got} == {"EINVAL", "EISDIR"}
+
+
+def _mapped(program, step, expected, got):
+    # A lower file that was mapped, then copied up and written: the kernel's mapping shows the old data for
+    # ever, voile's the new data.
+    both = isinstance(expected, tuple) and isinstance(got, tuple)
+    return both and got[0] == got[1] == expected[1]
+
+
+def _dots(program, step, expected, got):
+    # The kernel's d_ino of "." and ".." is wrong here and there.
+    return isinstance(got, dict) and all(got.values())
+
+
+def _holes(program, step, expected, got):
+    """The kernel's copy-up fills holes of less than 1 MiB, voile's keeps them."""
+    whence = step[4]
+    if whence == os.SEEK_DATA:
+        return got == "ENXIO" if isinstance(got, str) else isinstance(expected, int) and got >= expected
+    if whence == os.SEEK_HOLE:
+        return isinstance(expected, int) and isinstance(got, int) and got <= expected
     return False
 
 
-def _does(program, steps, calls):
-    layers = [program.upper or [], *program.lowers, *program.data]
-    return any(step[1] in steps for step in program.steps) or any(
-        call[0] in calls for layer in layers for call in layer
-    )
+def _xflags(program, step, expected, got):
+    # XFS says whether the upper object has attributes, which may be the overlay's own.
+    if not (isinstance(expected, tuple) and isinstance(got, tuple)):
+        return False
+    return int(expected[0], 16) ^ int(got[0], 16) == 0x80000000 and expected[1:] == got[1:]
 
 
-def has_flags(program):
-    """Whether chattr plays a part."""
-    return _does(program, ("chattr",), ("flags",))
+def _access(program, step, expected, got):
+    return expected is False and got is True and has_flags(program)  # W_OK of what is immutable
 
 
-def has_indexed_links(program):
-    """Whether there may be lower hard links with an index.
+def _remove(program, step, expected, got):
+    # FUSE knows by itself that what is no directory has no default ACL.
+    return step[3] == DEFAULT and expected == "EPERM" and got is None and has_flags(program)
 
-    FUSE does not say by which name a file was opened. Voile then copies up the one that was looked up last:
-    this shows in the upper directory, and in the link counts of directories that are copied up for it.
-    """
-    return "index=on" in program.options and _does(program, ("link", "link_fd", "restack"), ("link",))
+
+def _rename(program, step, expected, got):
+    # The names of a hard link to what can have no user.* attributes, and so no origin.
+    return expected == "ESTALE" and got is None and "userxattr" in program.options
+
+
+def _listed(program, step, expected, got):
+    both = isinstance(expected, list) and isinstance(got, list)
+    return both and _seen(expected, got) == _seen(got, expected)
 
 
 def _seen(listed, other):
@@ -109,11 +124,44 @@ def _is_error(kind):
     return isinstance(kind, tuple) and isinstance(kind[1], str)
 
 
-def _holes(whence, expected, got):
-    """The kernel's copy-up fills holes of less than 1 MiB, voile's keeps them."""
-    if whence == os.SEEK_DATA:
-        return got == "ENXIO" if isinstance(got, str) else isinstance(expected, int) and got >= expected
-    return isinstance(expected, int) and isinstance(got, int) and got <= expected
+RULES = {
+    "fread": _read,
+    "mread": _mapped,
+    "dots": _dots,
+    "seek": _holes,
+    "fsxattr": _xflags,
+    "access": _access,
+    "removexattr": _remove,
+    "rename": _rename,
+    "list": _listed,
+    "relist": _listed,
+}
+
+
+def _does(program, steps, calls=()):
+    layers = [program.upper or [], *program.lowers, *program.data]
+    return any(step[1] in steps for step in program.steps) or any(
+        call[0] in calls for layer in layers for call in layer
+    )
+
+
+def set_back(program, time):
+    """Whether somebody has set this time; a lower file that is open is not passed through."""
+    return any(step[1] in ("utime", "futimens") and time in step for step in program.steps)
+
+
+def has_flags(program):
+    """Whether chattr plays a part."""
+    return _does(program, ("chattr",), ("flags",))
+
+
+def has_indexed_links(program):
+    """Whether there may be lower hard links with an index.
+
+    FUSE does not say by which name a file was opened. Voile then copies up the one that was looked up last:
+    this shows in the upper directory, and in the link counts of directories that are copied up for it.
+    """
+    return "index=on" in program.options and _does(program, ("link", "link_fd", "restack"), ("link",))
 
 
 def without_ghosts(tree, other):

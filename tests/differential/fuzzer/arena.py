@@ -251,7 +251,8 @@ class Match:
         ours.finish()
         lines = []
         if theirs.upper is not None and not has_indexed_links(program):
-            if self.odd:  # a copy-up that failed has marked the directory
+            # A copy-up that failed has marked the directory; special files have no user.* attributes.
+            if self.odd or "userxattr" in program.options:
                 without_impure(theirs.upper)
                 without_impure(ours.upper)
             lines += titled("raw upper", snapshot.differences(theirs.upper, ours.upper))

@@ -74,6 +74,15 @@ def _flags(layer, name, flags):
         layer.chattr(name, flags)
 
 
+def _marked(layer, name, key, value):
+    """An attribute of the overlay's own where no overlay has put it."""
+    if _inside(layer, name):
+        if _free(layer, name):
+            layer.file(name, b"marked")
+        if kind_of(_at(layer, name)) in (stat.S_IFREG, stat.S_IFDIR):
+            layer.mark(name, {key: value})
+
+
 def _moved(layer, old, new, relative):
     """What rename(2) leaves of a lower directory: a whiteout, and a directory that redirects there."""
     if not (_free(layer, old) and _free(layer, new)) or new.startswith(old + b"/") or old == new:
@@ -112,6 +121,7 @@ SPECIAL = {
     "link": _link,
     "big": _big,
     "flags": _flags,
+    "marked": _marked,
     "moved": _moved,
     "redirected": _redirected,
     "xwhiteout": _xwhiteout,

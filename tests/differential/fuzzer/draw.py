@@ -10,7 +10,7 @@ from differential.fuzzer.steps import steps
 # What is drawn. As features come, they join.
 FEATURES = frozenset(
     "remount restack swap kill ro rw "  # of the mount, in the middle of a program
-    "hide opaque moved redirect xwhiteout "  # in layers
+    "hide opaque moved redirect xwhiteout marked "  # in layers
     "userxattr places no-upper index metacopy data-only ".split()
 )
 REDIRECT = ["redirect_dir=on"] * 3 + ["", "redirect_dir=off", "redirect_dir=follow", "redirect_dir=nofollow"]

@@ -37,12 +37,32 @@ entry = weighted(
 # What no rename has left: to nowhere, to a file, in a circle, and not valid. Two directories that lead to one
 # are not drawn: the kernel says ESTALE to the one that it looks up last.
 redirect = sampled([b"/nowhere", b"nowhere", b"/c/f", b"/a/../b", b"a/b", b"/", b"..", b"", b"//a", b"/a/"])
+HANDLE = bytes.fromhex("00fb210001") + bytes(16) + bytes(range(12))
+mark = sampled(
+    [
+        ("origin", b""),
+        ("origin", b"garbage"),
+        ("origin", HANDLE),
+        ("impure", b"y"),
+        ("protattr", b"i"),
+        ("protattr", b"ax"),
+        ("nlink", b"U+3"),
+        ("opaque", b"n"),
+        ("opaque", b""),
+        ("whiteout", b"y"),
+        ("upper", HANDLE),
+        ("overlay.opaque", b"y"),
+        ("overlay.whiteout", b""),
+        ("unknown", b"1"),
+    ]
+).map(lambda pair: ("trusted.overlay." + pair[0], pair[1]))
 HIDING = {
     "hide": (3, tuples(just("whiteout"), somewhere)),
     "opaque": (2, tuples(just("opaque"), directory)),
     "moved": (3, tuples(just("moved"), directory, somewhere, sampled([True, False]))),
     "redirect": (1, tuples(just("redirected"), directory, redirect)),
     "xwhiteout": (2, tuples(just("xwhiteout"), directory, path.map(lambda name: name.split(b"/")[-1]))),
+    "marked": (1, tuples(just("marked"), somewhere, mark).map(lambda call: (*call[:2], *call[2]))),
     "metacopy": (3, tuples(just("metacopy"), path, one_of(just(None), path.map(lambda p: b"/" + p)))),
 }
 

@@ -3,7 +3,7 @@
 from differential.fuzzer.draws import integers, just, lists, one_of, sampled
 from differential.tree import ACCESS, DEFAULT, acl
 
-NAMES = [b"f", b"g", b"a", b"b", b"c", b"h", b"\xff\xfe\x80 ", b"o,d:d\\", b"n" * 255]
+NAMES = [b"f", b"g", b"a", b"b", b"c", b"h", b"\xff\xfe\x80 ", b"o,d:d\\", b"n" * 255, b".wh.f"]
 LONG = b"L" * 200
 DIRECTORIES = [
     b"a",

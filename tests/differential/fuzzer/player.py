@@ -126,7 +126,7 @@ class Player:
         process = self._process(who)
         for each in arguments:
             fd = self._fill(who, each) if isinstance(each, Slot) else None
-            mode = 0 if fd is None else process.mode(fd)
+            mode = 0 if fd is None else process.mode(fd)[0]
             if mode & 0o6000 if who == 0 else mode & 0o2010 == 0o2000:
                 return False
         return True
@@ -138,6 +138,14 @@ class Player:
             return True
         process = self._process(who)
         return process.number(fds[0]) != process.number(fds[1]) and self._write(who, arguments)
+
+    def _fchange(self, who, arguments):
+        # A special file of a lower layer that has lost its name gets it back in the kernel's upper directory.
+        fd = self._fill(who, arguments[0])
+        if fd is None:
+            return True
+        mode, deleted = self._process(who).mode(fd)
+        return not deleted or stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
     def _mmap(self, who, arguments):
         # What is append-only may not be mapped for writing, but FUSE does not know that it is.
@@ -161,6 +169,7 @@ WORTH = {
         ("pwrite", "write", "copy_file_range", "fallocate", "ftruncate"), Player._write
     ),
     "sendfile": Player._sendfile,
+    **dict.fromkeys(("fchmod", "fchown", "futimens", "fsetxattr"), Player._fchange),
     "mmap": Player._mmap,
     "mwrite": Player._mwrite,
     **dict.fromkeys(("read", "create"), Player._no_fifo),

@@ -46,8 +46,8 @@ def entry(program, name):
             continue
         if field in ("upper", "steps"):
             lines += [f"        {field}=[", *(f"            {source(x)}," for x in value), "        ],"]
-        elif field == "lowers":
-            lines.append("        lowers=[")
+        elif field in ("lowers", "data"):
+            lines.append(f"        {field}=[")
             for layer in value:
                 lines += [
                     "            [",

@@ -217,6 +217,6 @@ def step(rng, features):
 def steps(features):
     def draw(rng):
         one = step(rng, features)
-        return [one.draw(rng) for _ in range(rng.choice((5, 20, 50, 100, 150)))]
+        return [one.draw(rng) for _ in range(rng.choice((10, 40, 100, 150, 250)))]
 
     return Draw(draw)

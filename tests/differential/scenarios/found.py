@@ -58,6 +58,11 @@ PROGRAMS = {
         lowers=[[("file", b"a/b/g"), ("dir", b"L" * 200 + b"/" + b"M" * 200)]],
         steps=[(0, "rename", b"L" * 200 + b"/" + b"M" * 200, b"a/b/b", 0)],
     ),
+    "redirect_of_a_metacopy_file_too_long": Program(
+        options=("metacopy=on",),
+        lowers=[[("dir", b"c/d/e")], [("file", b"a/b/" + b"n" * 255, b"x")]],
+        steps=[(0, "rename", b"a/b/" + b"n" * 255, b"c/d/a", 0)],
+    ),
     "impure_until_listed": Program(
         upper=[("dir", b"a/b"), ("dir", b"c")],
         lowers=[[("file", b"f"), ("file", b"g")]],
