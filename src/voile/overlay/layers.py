@@ -61,7 +61,7 @@ class Layer:
 class RealDir:
     """A directory of a layer: a parent, a name, and now and then a descriptor."""
 
-    __slots__ = ("layer", "parent", "name", "fd", "pinned", "aufs")
+    __slots__ = ("layer", "parent", "name", "fd", "pinned", "aufs", "impure")
 
     def __init__(self, layer: Layer, parent: RealDir | None, name: bytes) -> None:
         self.layer = layer
@@ -71,6 +71,8 @@ class RealDir:
         self.pinned = False
         # What the AUFS whiteouts in it hide, once somebody has asked (see aufs.hidden_names).
         self.aufs: frozenset[bytes] | None = None
+        # Of a lower one, once asked: whether it was an upper one that holds what was copied up.
+        self.impure: bool | None = None
 
 
 class FdCache:

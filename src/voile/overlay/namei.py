@@ -101,7 +101,7 @@ def _file(
     layer, index, meta = real.layer, ofs.index, None
     if ofs.meta is not None:
         meta = ofs.meta.lookup(parent, name, real, st)
-    elif st.st_size > st.st_blocks * 512 or (parent.impure and layer.index == 0 and _may_be_empty(st)):
+    elif st.st_size > st.st_blocks * 512 or (_may_be_empty(st) and _holds_copies(ofs, parent, real)):
         refuse_metacopy(ofs, real.fd, name, st)
     if layer.index != 0:
         if index is not None:
@@ -140,6 +140,15 @@ def _file(
 def _may_be_empty(st: os.stat_result) -> bool:
     """Whether the blocks of a file with a size may all be of extended attributes."""
     return 0 < st.st_size and st.st_blocks * 512 <= st.st_blksize
+
+
+def _holds_copies(ofs: Overlay, parent: Dir, real: RealDir) -> bool:
+    """Whether a directory of a layer is marked as one with copied-up files; a lower one is asked once."""
+    if real.layer.index == 0:
+        return parent.impure
+    if real.impure is None:
+        real.impure = xattrs.get_at(real.fd, b".", ofs.names.impure) is not None
+    return real.impure
 
 
 def _with_blocks(ofs: Overlay, node: Node, st: os.stat_result) -> os.stat_result:

@@ -483,3 +483,22 @@ def a_redirect_that_is_too_long(b):
     t.rename(f"{long}/g", "to/g")
     t.rename(f"{long}/g", f"{long}/h")
     t.read(f"{long}/h")
+
+
+@scenario(lowers=2, name="refused")
+@scenario(lowers=2, on="tmpfs", name="refused_on_tmpfs")
+def refused(b):
+    """Without metacopy=on, also where a block of attributes looks like data."""
+    sizes = (1, 100, 1000, 4000, SIZE, 100_000)
+    for size in sizes:
+        for name, redirect in ((f"d/{size}", None), (f"d/more{size}", b"/x" * 60)):
+            meta(b.low, name, redirect, size)
+            b.lows[1].file(name, data(b"x", size))
+        os.setxattr(b.low.path(f"d/more{size}"), "user.long", b"v" * 200)
+    b.low.dir("d", xattrs={"trusted.overlay.impure": b"y"}).file("d/plain", b"plain")
+    t = yield
+    for name in ("plain", *(str(size) for size in sizes), *(f"more{size}" for size in sizes)):
+        t.stat(f"d/{name}")
+        t.read(f"d/{name}")
+        t.chmod(f"d/{name}", 0o600)
+        t.unlink(f"d/{name}")
