@@ -98,3 +98,30 @@ def test_positions_are_kept_over_changes(directory):
         assert not before & set(after)
         assert len({name for name in before if name.startswith(b"stays")}) + len(stays) == MANY
     os.close(fd)
+
+
+def test_place_that_is_gone(layers, voile_overlay):
+    """A reader goes on where an entry was that is removed, though others have listed the directory meanwhile.
+
+    The kernel says that this was all when what it has kept fills its last page.
+    """
+    overlay = voile_overlay(layers())
+    point = overlay.mount("volatile")
+    per_page = os.sysconf("SC_PAGE_SIZE") // 32  # so long is an entry with a name of eight bytes, or of one
+    for size in (4 * per_page - 2, 4 * per_page - 1):
+        directory = point / str(size)
+        directory.mkdir()
+        for number in range(size + 1):
+            (directory / f"f{number:07}").touch()
+        fd = opened(directory)
+        began = []
+        while len(began) < 100:
+            began += some(fd)
+        os.unlink(directory / os.fsdecode(began[-1]))
+        left = {os.fsencode(name) for name in os.listdir(directory)}
+        assert {os.fsencode(name) for name in os.listdir(directory)} == left
+        began += rest(fd, SMALL)
+        os.close(fd)
+        assert len(began) == len(set(began)) == size + 1 + 2
+        assert left < set(began)
+    overlay.umount()

@@ -38,6 +38,19 @@ def test_equal_offsets_are_told_apart(monkeypatch):
     assert [at for at, *_ in items] == [1, 2, 10, 11, 12]
 
 
+def test_pages_that_it_fills():
+    """Two dots of 32 bytes, and entries of 32: 128 a page."""
+    for count, fills in ((126, True), (125, False), (127, False), (254, True)):
+        for split_after in (-1, 100):
+            listing = listing_of([b"%08d" % number for number in range(count)], split_after)
+            assert listing.fills_page
+            list(listing.after(0))
+            assert listing.fills_page is fills
+    listing = listing_of([b"%0250d" % number for number in range(14 + 14)], -1)
+    list(listing.after(0))  # 64 and 14 times 280 bytes, then 14 on a page of their own
+    assert not listing.fills_page
+
+
 def test_an_offset_means_the_same_in_all_listings():
     names = [b"%d" % number for number in range(300)]
     first, later = listing_of(names, -1), listing_of(names[::2], 100)

@@ -11,7 +11,9 @@ with ENOSYS, once.
 The kernel checks only at the start of a directory that what it keeps is not old
 (fuse_readdir_cached).  Who has opened a directory after a change would go on in what somebody
 else had begun to read before it and has completed meanwhile.  So we keep account of who may
-be doing that (`Served.kept_by_kernel`) and take the pages away: it then begins anew.
+be doing that (`Served.kept_by_kernel`) and take the pages away: it then begins anew.  So we do
+with a listing that fills its last page: with an entry that is gone, a reader who looks for
+his place in it would be told that this was all.
 
 A long listing is taken in steps; other requests run between them, and its own is run again
 after the last (`Waiting`).  Only where an fsync of a directory is a real one is it opened,
@@ -23,6 +25,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from errno import EIO, ENOSYS
+from mmap import PAGESIZE
 from time import monotonic
 
 from voile.fuse import abi, replies
@@ -61,7 +64,7 @@ class Listing:
     sorted at once while others wait.
     """
 
-    __slots__ = ("changes", "_parts", "_shift", "_ordered")
+    __slots__ = ("changes", "_parts", "_shift", "_ordered", "_packed", "_size")
 
     def __init__(self, node: Dir, changes: int) -> None:
         # How many names had been changed when it was begun.
@@ -70,6 +73,9 @@ class Listing:
         self._parts: list[list[Item]] = [[(at, *entry) for at, entry in enumerate(readdir.dots(node), 1)]]
         self._shift = 63
         self._ordered: set[int] = set()
+        # How many parts have been added up, and to how many bytes of the kernel's pages.
+        self._packed = 0
+        self._size = 0
 
     def add(self, batch: list[readdir.Entry]) -> None:
         """Takes more entries, before any is read."""
@@ -95,8 +101,16 @@ class Listing:
             if number not in self._ordered:
                 self._ordered.add(number)
                 _put_in_order(part)
+                if number == self._packed:
+                    self._packed += 1
+                    self._size = _pack(part, self._size)
             for index in range(bisect_left(part, (offset + 1,)), len(part)):
                 yield part[index]
+
+    @property
+    def fills_page(self) -> bool:
+        """Whether it fills its last page in the kernel, or may."""
+        return self._packed < len(self._parts) or self._size % PAGESIZE == 0
 
     def shrink(self) -> bool:
         """Gives the memory of one part back, when nobody reads any more; whether there are others."""
@@ -109,6 +123,16 @@ def _put_in_order(items: list[Item]) -> None:
     for index in range(1, len(items)):
         if items[index][0] <= items[index - 1][0]:
             items[index] = (items[index - 1][0] + 1, *items[index][1:])
+
+
+def _pack(items: list[Item], size: int) -> int:
+    """The size of a kept listing with further entries: none goes over the end of a page."""
+    for item in items:
+        length = 24 + len(item[1]) + 7 & ~7  # FUSE_DIRENT_SIZE
+        if size % PAGESIZE + length > PAGESIZE:
+            size += PAGESIZE - size % PAGESIZE
+        size += length
+    return size
 
 
 class Gathering:
@@ -182,7 +206,7 @@ class DirOperations(Served):
             yield item
         if not at_end:
             return
-        self._ends(node.id)
+        self._ends(node.id, listing)
         if self.listings.get(node.id) is listing:
             del self.listings[node.id]
             if self._gathered is None:
@@ -196,10 +220,10 @@ class DirOperations(Served):
                 del kept[next(iter(kept))]
             kept[nodeid] = KEPT_OLD if old else KEPT_PART
 
-    def _ends(self, nodeid: int) -> None:
+    def _ends(self, nodeid: int, listing: Listing) -> None:
         """The kernel may have a whole listing with the reply that follows."""
         kept = self.kept_by_kernel
-        if kept.get(nodeid, KEPT_OLD) == KEPT_OLD:
+        if kept.get(nodeid, KEPT_OLD) == KEPT_OLD or listing.fills_page:
             self.session.notify_inval_inode(nodeid, 0)
             kept.pop(nodeid, None)
         else:
