@@ -86,8 +86,8 @@ class Hooks:
 
         def unexpected(operations, req, raw, exc):
             code = park(operations, req, raw, exc)
-            if code is None:
-                self.parked[req.unique] = getattr(exc, "job", None)
+            if code is None and isinstance(exc, copy_up.Busy):  # and not a long listing
+                self.parked[req.unique] = exc.job
             return code
 
         def completed(job, result, exc):
