@@ -153,8 +153,10 @@ class Actor(Tree):
 
     def _read_on(self, fd, size):
         """getdents, remembering what has been seen since the beginning and what was there then."""
-        if fd not in self._listings or os.lseek(fd, 0, os.SEEK_CUR) == 0:
+        if os.lseek(fd, 0, os.SEEK_CUR) == 0:
             self._listings[fd] = ([], _inside(fd))
+        elif fd not in self._listings:
+            self._listings[fd] = ([], {})
         part = syscalls.getdents(fd, size)
         self._listings[fd][0].extend(name for name, _, _, _ in part if name not in (b".", b".."))
         return part

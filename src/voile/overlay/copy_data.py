@@ -28,7 +28,8 @@ def copy_data(src: int, dst: int, size: int, *, sparse: bool = True) -> None:
     except OSError as exc:
         if exc.errno not in _NOT_HERE:
             raise
-    os.ftruncate(dst, size)
+    if os.fstat(dst).st_size != size:  # else it would set the time of a metacopy file that is a hole
+        os.ftruncate(dst, size)
     start = 0
     while start < size:
         try:

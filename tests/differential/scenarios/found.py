@@ -101,6 +101,16 @@ PROGRAMS = {
             (0, "unlink", b"a/f/f"),
         ],
     ),
+    # No data is written to a metacopy file that is a hole, so its time stays.
+    "data_of_a_metacopy_file_that_is_a_hole": Program(
+        options=("metacopy=on",),
+        lowers=[[("sparse", b"f", 200_000), ("sparse", b"g", 200_000, (70_000, b"data"))]],
+        steps=[
+            *[(0, "chmod", name, 0o600) for name in (b"f", b"g")],
+            *[(0, "open", Slot(n), name, os.O_RDWR) for n, name in enumerate((b"f", b"g"))],
+            *[(0, "flook", Slot(n)) for n in (0, 1)],
+        ],
+    ),
     # Who has a removed directory open sees its mode, also when there were whiteouts in it.
     "mode_of_a_removed_directory": Program(
         lowers=[[("file", b"b/c"), ("dir", b"b", 0o555)]],
