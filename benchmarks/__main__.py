@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
 from benchmarks.huge import Huge, drop_caches  # noqa: E402  # below the path they need
-from benchmarks.systems import FuseOverlayfs, Kernel, Voile  # noqa: E402
+from benchmarks.systems import Eatmydata, FuseOverlayfs, Kernel, Voile  # noqa: E402
 from support.filesystems import Filesystems  # noqa: E402
 from support.namespace import ISOLATION  # noqa: E402
 
@@ -44,8 +44,9 @@ ON_THE_TREE = [
     ("seq read 1 GiB, lower, again", "seqread", "lower-big", 1024, "GiB/s", ">= 0.9 of kernel"),
 ]
 VOLATILE = [
-    ("fsync, volatile", "fsync", "f", 20_000, "µs", ""),
-    ("fdatasync, volatile", "fdatasync", "f", 20_000, "µs", ""),
+    ("getattr, volatile", "getattr", "f", 20_000, "µs", ""),
+    ("fsync, volatile", "fsync", "f", 20_000, "µs", "<= 3x getattr"),
+    ("fdatasync, volatile", "fdatasync", "f", 20_000, "µs", "<= 3x getattr"),
 ]
 COMPUTING = [
     ("stat, client computes", "compute-stat", "stat", 2_000, "µs", ""),
@@ -61,7 +62,7 @@ UNITS = {"µs": 1e3, "ms": 1e6}
 
 
 PARTS = ["tree", "volatile", "follow", "memory", "find", "huge"]
-NAMES = ("kernel", "fuse-overlayfs", "voile", "voile, cpu_follow=off")
+NAMES = ("kernel", "fuse-overlayfs", "voile", "voile, cpu_follow=off", "eatmydata")
 
 
 class Bench:
@@ -79,13 +80,15 @@ class Bench:
             self.rows.append((label, unit, wanted))
         self.figures.setdefault((label, system), []).append(value)
 
-    def run_client(self, operation, path, count):
+    def run_client(self, operation, path, count, preload=""):
         command = [self.client, operation, path, str(count)]
-        return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        environment = {**os.environ, "LD_PRELOAD": preload} if preload else None
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        return float(done.stdout)
 
     def measure(self, system, operations, point):
         for label, operation, path, count, unit, wanted in operations:
-            ns = self.run_client(operation, point / path, count)
+            ns = self.run_client(operation, point / path, count, system.preload)
             value = 1e9 / ns / 1024 if unit == "GiB/s" else ns / UNITS[unit]
             self.add(label, unit, wanted, system.name, value)
 
@@ -235,8 +238,10 @@ def run(bench, filesystems, systems, wanted, entries):
         bench.compare(systems, ON_THE_TREE, lower, "big-tmpfs")
     if "volatile" in wanted:
         small = filesystems.directory("ext4")
-        both = [type(s)(s.name, "volatile") for s in systems]
-        bench.compare(both, VOLATILE, small, "ext4", lambda point: (point / "f").write_bytes(b"x" * 4096))
+        each = [type(s)(s.name, "volatile") for s in systems]
+        if Eatmydata.LIBRARY:
+            each.append(Eatmydata())
+        bench.compare(each, VOLATILE, small, "ext4", lambda point: (point / "f").write_bytes(b"x" * 4096))
     if "follow" in wanted:
         if any(s.name == "voile" for s in systems):
             systems = [*systems, Voile("voile, cpu_follow=off", "cpu_follow=off")]

@@ -2,7 +2,7 @@
  *
  *   client stat|negative|open|readopen|create|unlink DIR COUNT
  *   client readdir|readdirstat DIR 1
- *   client hotstat|hotopen|fsync|fdatasync FILE COUNT
+ *   client hotstat|hotopen|fsync|fdatasync|getattr FILE COUNT       (getattr: statx(2) that must ask)
  *   client seqwrite|seqread FILE MEBIBYTES
  *   client compute-stat|compute-negative DIR COUNT   (computes 200 us between two calls, which are timed alone)
  *   client wait DIR 0        (until its stdin ends: looks up, creates and removes a name each millisecond)
@@ -88,6 +88,7 @@ static void one(const char *what, int at, int i, char *buffer)
 
 static double on_file(const char *what, const char *path, int count, char *buffer)
 {
+    struct statx stx;
     struct stat st;
     double start;
     int fd = -1;
@@ -95,7 +96,7 @@ static double on_file(const char *what, const char *path, int count, char *buffe
         fd = open(path, O_WRONLY | O_CREAT | O_TRUNC, 0644);
     else if (is(what, "seqread"))
         fd = open(path, O_RDONLY);
-    else if (is(what, "fsync") || is(what, "fdatasync"))
+    else if (is(what, "fsync") || is(what, "fdatasync") || is(what, "getattr"))
         fd = open(path, O_RDWR);
     else if (stat(path, &st))
         err(1, "%s", path);
@@ -112,6 +113,8 @@ static double on_file(const char *what, const char *path, int count, char *buffe
             bad = fsync(fd);
         else if (is(what, "fdatasync"))
             bad = fdatasync(fd);
+        else if (is(what, "getattr"))
+            bad = statx(fd, "", AT_EMPTY_PATH | AT_STATX_FORCE_SYNC, STATX_BASIC_STATS, &stx);
         else if (is(what, "hotstat"))
             bad = stat(path, &st);
         else if (is(what, "hotopen")) {

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import time
+from ctypes.util import find_library
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -13,6 +14,7 @@ class System:
 
     def __init__(self, name, options=""):
         self.name, self.options = name, options
+        self.preload = ""  # for the client
         self.pid = None
 
     def command(self, data, point):
@@ -67,6 +69,16 @@ def _daemon(point):
 class Kernel(System):
     def command(self, data, point):
         return ["mount", "-i", "-t", "overlay", "overlay", "-o", data, point]
+
+
+class Eatmydata(Kernel):
+    """The kernel's, syncing, and a client whose sync calls a library swallows."""
+
+    LIBRARY = find_library("eatmydata")
+
+    def __init__(self):
+        super().__init__("eatmydata")
+        self.preload = self.LIBRARY
 
 
 class FuseOverlayfs(System):

@@ -82,6 +82,8 @@ def test_version_and_general_help(capfd):
         (["status", "a", "b"], 1, "at most one"),
         (["status", "/proc"], 32, "not a voile mount"),
         (["status", "/nowhere"], 32, "not a mount point"),
+        (["status", "--watch"], 1, "--watch needs a mount point"),
+        (["status", "--calibrate"], 1, "--calibrate needs a mount point"),
         (["sync"], 1, "one mount point is needed"),
         (["sync", "/proc"], 32, "not a voile mount"),
         (["sync", "/nowhere"], 32, "not a mount point"),

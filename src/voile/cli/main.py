@@ -16,7 +16,7 @@ usage: voile run [--name NAME] [--lower DIR] [-o OPTS] [--] COMMAND [ARGUMENT...
        voile discard NAME...
        voile mount [-f] [-d] -o OPTIONS MOUNTPOINT
        voile umount [-l] [--sync] MOUNTPOINT
-       voile status [--json] [--watch] [MOUNTPOINT]
+       voile status [--json] [--watch] [--calibrate] [MOUNTPOINT]
        voile sync MOUNTPOINT
        voile checkpoint MOUNTPOINT
        voile shutdown MOUNTPOINT

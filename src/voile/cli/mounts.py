@@ -84,5 +84,7 @@ def _dead(mount: mountinfo.Mount, error: OSError) -> dict[str, Any]:
         "syncfs": "none",
         "passthrough": False,
         "omitted": dict.fromkeys(("fsync", "fdatasync", "fsyncdir", "syncfs", "osync"), 0),
+        "calibration": None,
+        "saved_s": None,
         "uptime_s": None,
     }

@@ -14,18 +14,24 @@ if TYPE_CHECKING:
 
     from voile.linux.mountinfo import Mount
 
-HELP = """usage: voile status [--json] [--watch] [MOUNTPOINT]
+HELP = """usage: voile status [--json] [--watch] [--calibrate] [MOUNTPOINT]
 
 Say how voile mounts are: whether data was lost, what was omitted, what is in force.
 
   --json     one JSON object
   --watch    go on until MOUNTPOINT is unmounted: on a terminal in place, else whenever something changes
              (with --json one object a line)
+  --calibrate  of MOUNTPOINT: first do a few real syncs of a small file, to estimate how much time was saved
 
 Exit status: 0 asked; 1 usage, or not permitted to ask; 32 not a voile mount.
 """
 
-_OPTIONS: Options = {(b"--json",): FLAG, (b"--watch",): FLAG, (b"-h", b"--help"): FLAG}
+_OPTIONS: Options = {
+    (b"--json",): FLAG,
+    (b"--watch",): FLAG,
+    (b"--calibrate",): FLAG,
+    (b"-h", b"--help"): FLAG,
+}
 
 
 def main(words: list[bytes]) -> int:
@@ -37,21 +43,25 @@ def main(words: list[bytes]) -> int:
     if len(arguments.operands) > 1:
         raise UsageError(f"at most one mount point can be given, not {len(arguments.operands)}")
     as_json = b"--json" in arguments
-    watching = b"--watch" in arguments
+    watching, calibrating = b"--watch" in arguments, b"--calibrate" in arguments
     if arguments.operands:
-        return _one(arguments.operands[0], as_json, watching)
-    if watching:
-        raise UsageError("--watch needs a mount point")
+        return _one(arguments.operands[0], as_json, watching, calibrating)
+    if watching or calibrating:
+        raise UsageError(f"--{'watch' if watching else 'calibrate'} needs a mount point")
     return _all(as_json)
 
 
-def _one(point: bytes, as_json: bool, watching: bool) -> int:
+def _one(point: bytes, as_json: bool, watching: bool, calibrating: bool) -> int:
     shown = os.fsdecode(point)
     mount = mounts.find(point)
     if mount is None:
         report.say(f"{shown}: not a mount point")
         return report.MOUNT_FAILURE
     try:
+        if calibrating:
+            from voile.server import control
+
+            control.calibrate(mount.mountpoint)
         if watching:
             return _watch(mount, as_json)
         status = mounts.ask(mount)
@@ -118,6 +128,8 @@ def human(status: dict[str, Any]) -> str:
         add("work", status["workdir"])
     add("daemon", f"pid {status['pid']}, up {_duration(status['uptime_s'])}")
     add("syncs", _syncs(status))
+    if status["saved_s"] is not None:
+        add("saved", _saved(status))
     if status["not_watched"]:
         add("not watched", f"{status['not_watched']} written files, whose errors are not noticed")
     if status["errors"] not in (None, "continue"):
@@ -143,6 +155,11 @@ def _syncs(status: dict[str, Any]) -> str:
         return "carried out"
     omitted = ", ".join(f"{count} {name}" for name, count in status["omitted"].items() if count)
     return f"omitted: {omitted or 'none yet'} (probe: {status['probe']}, syncfs: {status['syncfs']})"
+
+
+def _saved(status: dict[str, Any]) -> str:
+    times = ", ".join(f"{name} {seconds * 1e3:.3g} ms" for name, seconds in status["calibration"].items())
+    return f"about {status['saved_s']:.3g} s, if each would have taken what it takes now: {times}"
 
 
 def _duration(seconds: float) -> str:

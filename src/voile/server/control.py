@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         def take_checkpoint(self) -> Any: ...
         def freeze(self, pid: int) -> Any: ...
         def thaw(self) -> Any: ...
+        def calibrate(self) -> Any: ...
 
 
 SIZE = 8192
@@ -60,7 +61,8 @@ SHUTDOWN = 4
 CHECKPOINT = 5
 FREEZE = 6
 THAW = 7
-_QUESTIONS = frozenset((STATUS, VERSION, SYNC, SHUTDOWN, CHECKPOINT, FREEZE, THAW))
+CALIBRATE = 8
+_QUESTIONS = frozenset((STATUS, VERSION, SYNC, SHUTDOWN, CHECKPOINT, FREEZE, THAW, CALIBRATE))
 # Those that anybody may ask who can open the root: fsync(2) would tell him as well, and SHUTDOWN has its own
 # rule.
 _PUBLIC = frozenset((SYNC, SHUTDOWN))
@@ -135,6 +137,8 @@ class Control:
             return self._state.freeze(pid)
         if question == THAW:
             return self._state.thaw()
+        if question == CALIBRATE:
+            return self._state.calibrate()
         from voile import __version__
 
         return __version__.encode()
@@ -245,6 +249,14 @@ def freeze(mountpoint: bytes) -> None:
     Raises as `checkpoint`; EBUSY also when a file is open for writing.
     """
     _raise_lost(mountpoint, _ask_at(mountpoint, FREEZE))
+
+
+def calibrate(mountpoint: bytes) -> None:
+    """Have the mount at `mountpoint` time a few real syncs; its status has an estimate of time saved then.
+
+    Raises OSError: that of a sync, EIO after a shutdown, EROFS when it cannot be written, or as `ask`.
+    """
+    _ask_at(mountpoint, CALIBRATE)
 
 
 def thaw(mountpoint: bytes) -> None:

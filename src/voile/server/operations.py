@@ -34,6 +34,8 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
     def __init__(self, overlay: Overlay, params: Params) -> None:
         super().__init__(overlay, params)
         self.checkpoint: Checkpoint | None = None
+        # Seconds that real syncs take.
+        self.calibration: dict[str, float] | None = None
         self.control = Control(self, os.geteuid())
         # What a sync at the end of a mount that is not volatile said.
         self.close_error: OSError | None = None
@@ -119,6 +121,8 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
             "syncfs": self._syncfs_quality(),
             "passthrough": self.passthrough,
             "omitted": sync.omitted(),
+            "calibration": self.calibration,
+            "saved_s": self._saved(),
             "uptime_s": round(time.monotonic() - self.started, 3),
         }
 
@@ -166,6 +170,38 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
     def thaw(self) -> dict[str, Any]:
         """What it asks for when it could not unmount."""
         return self._checkpoint().thaw() if self.overlay.volatile else {}
+
+    def calibrate(self) -> dict[str, Any] | Late:
+        """What `voile status --calibrate` asks for: how long real syncs take."""
+        if self.shutdown is not None:
+            raise OSError(EIO, "shut down")
+        if self.read_only:
+            raise OSError(EROFS, os.strerror(EROFS))
+        if not self.overlay.volatile:
+            return {}
+        from voile.server import calibrate
+
+        directory = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self.overlay.work_fd)
+        name = self.overlay.temp_name()
+
+        def work() -> dict[str, float]:
+            try:
+                return calibrate.measure(directory, name)
+            finally:
+                os.close(directory)
+
+        def finish(found: dict[str, float]) -> dict[str, Any]:
+            self.calibration = found
+            return {}
+
+        return Late(work, finish)
+
+    def _saved(self) -> float | None:
+        if self.calibration is None:
+            return None
+        from voile.server import calibrate
+
+        return round(calibrate.saved(self.overlay.sync.omitted(), self.calibration), 6)
 
     def _checkpoint(self) -> Checkpoint:
         from voile.server.checkpoint import Checkpoint
