@@ -15,7 +15,7 @@ SIZE = 1 << 20
 DATA = bytes(range(256)) * (SIZE // 256)
 
 
-@pytest.fixture(params=["volatile", ""])
+@pytest.fixture(params=["volatile", "", "volatile,metacopy=on"])
 def mounted(request, layers, hooked_overlay):
     """An overlay with a large lower file d/e/big, and the hooks in its daemon."""
     made = layers()
@@ -25,7 +25,12 @@ def mounted(request, layers, hooked_overlay):
     (made.lowers[0] / "full").mkdir()
     (made.lowers[0] / "full/file").write_bytes(b"")
     overlay = hooked_overlay(made)
-    overlay.mount(",".join(filter(None, [request.param, "redirect_dir=on,cpu_follow=off"])))
+    point = overlay.mount(",".join(filter(None, [request.param, "redirect_dir=on,cpu_follow=off"])))
+    overlay.step = 1 if "metacopy=on" in request.param else 3  # one of those in the thread
+    if "metacopy=on" in request.param:
+        # Then it is the data alone that is copied up, into files that are there.
+        os.chmod(point / "d/e/big", 0o640)
+        os.chmod(point / "d/e/other", 0o640)
     yield overlay
     if overlay.process is not None and overlay.process.poll() is None:
         overlay.hook("go")
@@ -191,7 +196,12 @@ def test_open_unlinked_lower_file_is_written(mounted):
     point = mounted.point
     reader = os.open(point / "d/e/big", os.O_RDONLY)
     os.unlink(point / "d/e/big")
-    children = begin(mounted, lambda: os.fchmod(reader, 0o611))
+
+    def change():
+        os.close(os.open(f"/proc/self/fd/{reader}", os.O_WRONLY))
+        os.fchmod(reader, 0o611)
+
+    children = begin(mounted, change)
     (point / "d/e/big").write_bytes(b"another")
     assert finish(mounted, children) == [0]
     assert os.fstat(reader).st_mode & 0o777 == 0o611
@@ -220,9 +230,9 @@ def test_failing_copy(mounted):
     """Everybody who waits is told; the next one may try again."""
     point = mounted.point
     children = begin(mounted, write(point / "d/e/big"), lambda: os.unlink(point / "d/e/big"))
-    mounted.hook(f"fail.3.{errno.ENOSPC}")
+    mounted.hook(f"fail.{mounted.step}.{errno.ENOSPC}")
     assert finish(mounted, children) == [errno.ENOSPC] * 2
-    assert os.listdir(mounted.layers.upper / "d/e") == []
+    assert sorted(os.listdir(mounted.layers.upper / "d/e")) == (["big", "other"] if mounted.step == 1 else [])
     children = begin(mounted, write(point / "d/e/big"))
     assert finish(mounted, children) == [0]
     assert (point / "d/e/big").read_bytes() == b"!" + DATA[1:]
@@ -234,7 +244,7 @@ def test_bug_in_a_copy(mounted):
     children = begin(
         mounted, write(mounted.point / "d/e/big"), lambda: os.chmod(mounted.point / "d/e/big", 0o600)
     )
-    mounted.hook("fail.3.-1")
+    mounted.hook(f"fail.{mounted.step}.-1")
     mounted.hook("go")
     assert [child.result() for child in children] == [errno.EIO] * 2
     wait_until(lambda: "ZeroDivisionError" in mounted.output(), mounted.output)

@@ -56,7 +56,7 @@ class Hooks:
         from voile.fuse.session import Session
         from voile.fuse.workers import WorkerPool
         from voile.linux import files
-        from voile.overlay import attr, copy_up
+        from voile.overlay import attr, copy_up, metacopy
         from voile.overlay.super import Overlay
         from voile.server.operations import OverlayOperations
 
@@ -64,7 +64,7 @@ class Hooks:
             for name in names:
                 self.wrap(module, name, lambda *_: True)
         self.wrap(os, "open", lambda *a: len(a) > 1 and a[1] & (os.O_CREAT | os.O_TRUNC))
-        activate, getxattr, run = Overlay.activate, attr.getxattr, copy_up.CopyUp.run
+        activate, getxattr = Overlay.activate, attr.getxattr
         init, park, answer_later, complete = (
             OverlayOperations.__init__,
             OverlayOperations.unexpected,
@@ -72,10 +72,13 @@ class Hooks:
             copy_up.CopyUp.complete,
         )
 
-        def held(job):
-            if job.slow and (job.node.is_dir if self.holds_directories else not job.node.is_dir):
-                self.go.wait()
-            run(job)
+        def held(run):
+            def held_run(job):
+                if job.slow and (job.node.is_dir if self.holds_directories else not job.node.is_dir):
+                    self.go.wait()
+                run(job)
+
+            return held_run
 
         def later(operations, req, work, *reply):
             def held_work():
@@ -110,7 +113,9 @@ class Hooks:
 
         for cls, name in ((Session, "_make_process"), (WorkerPool, "run_completions")):
             self.time(cls, name)
-        Overlay.activate, attr.getxattr, copy_up.CopyUp.run = activated, asked, held
+        Overlay.activate, attr.getxattr = activated, asked
+        for job in (copy_up.CopyUp, metacopy.DataUp):
+            job.run = held(job.run)
         OverlayOperations.__init__, OverlayOperations.unexpected = made, unexpected
         copy_up.CopyUp.complete, OverlayOperations.later = completed, later
 

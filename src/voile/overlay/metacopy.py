@@ -180,7 +180,7 @@ class Metacopy:
 
     def data_job(self, node: Node, data: bool) -> CopyUp:
         """The job that brings up the data of an upper metacopy file; see `CopyUp`."""
-        return _DataUp(self.ofs, node, data)
+        return DataUp(self.ofs, node, data)
 
     def copied_up(self, node: Node, metacopy: bool, st: os.stat_result) -> None:
         """Told of a copy-up, before the node is an upper one; `st` is of the lower object."""
@@ -347,7 +347,7 @@ class _Search(Search):
         return True
 
 
-class _DataUp(CopyUp):
+class DataUp(CopyUp):
     """The data of an upper metacopy file on its way up (`ovl_copy_up_meta_inode_data`)."""
 
     __slots__ = ("capability",)
