@@ -111,6 +111,7 @@ class Actor(Tree):
     def relist(self, fd):
         """rewinddir, and all names, with the errors that they give."""
         os.lseek(_fd(fd), 0, os.SEEK_SET)
+        self._listings.pop(fd, None)
         found = []
         while part := syscalls.getdents(fd, 4096):
             found += [(name, (0, _error(name, fd))) for name, _, _, _ in part]

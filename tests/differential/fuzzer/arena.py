@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
+from pathlib import Path
 
 import voile
 from differential import snapshot
@@ -21,7 +22,7 @@ from differential.fuzzer.program import Pick, segments
 from differential.fuzzer.side import ManyLayers, Refused, Side, look
 from support import fsck, mountinfo, syscalls
 from support.namespace import ISOLATION
-from support.overlays import KernelOverlay, VoileError, VoileOverlay
+from support.overlays import KernelOverlay, Layers, VoileError, VoileOverlay
 from support.users import ChildFailed
 from voile.cli import mount as cli_mount
 
@@ -117,6 +118,14 @@ class Arena:
     def __init__(self, filesystems, voile=ForkedVoile):
         self.filesystems, self.voile = filesystems, voile
         self.programs = self.operations = self.refused = 0
+        self._nested = None
+
+    def on_overlay(self, _kind):
+        """An empty directory on an overlay of the kernel's."""
+        if self._nested is None:
+            base = self.filesystems.directory("tmpfs")
+            self._nested = KernelOverlay(Layers(base)).mount()
+        return Path(tempfile.mkdtemp(dir=self._nested))
 
     def run(self, program):
         """Returns the program without picks, or raises Unlike with it as `program`."""
@@ -168,7 +177,8 @@ class Match:
 
         def place(kind):
             if kind not in places:
-                places[kind] = self.filesystems.directory(kind)
+                make = self.arena.on_overlay if kind == "overlay" else self.filesystems.directory
+                places[kind] = make(kind)
                 self.made.append(places[kind])
             return places[kind]
 
@@ -250,7 +260,8 @@ class Match:
         theirs.finish()
         ours.finish()
         lines = []
-        if theirs.upper is not None and not has_indexed_links(program):
+        # The kernel stores origins in the upper of a read-only mount, too.
+        if theirs.upper is not None and not has_indexed_links(program) and "ro" not in program.options:
             # A copy-up that failed has marked the directory; special files have no user.* attributes.
             if self.odd or "userxattr" in program.options:
                 without_impure(theirs.upper)

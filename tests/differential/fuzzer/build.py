@@ -6,13 +6,16 @@ import stat
 from differential.actors import kind_of
 
 
-def build(layer, calls, below):
+def build(layer, calls, below, nested=False):
     """Makes what can be made; what cannot (its name is taken, its parent is a file) is left out.
 
-    `below`: the roots of the layers below, built already.
+    `below`: the roots of the layers below, built already. nested: the layer lies on an overlay itself, where
+    there are only those whiteouts that are attributes.
     """
     for method, *arguments in calls:
         special = SPECIAL.get(method)
+        if nested and method in NESTED:
+            special = NESTED[method]
         if special:
             special(layer, *arguments)
         elif _free(layer, arguments[0]) or (
@@ -93,6 +96,17 @@ def _moved(layer, old, new, relative):
     layer.dir(new, 0o755, (0, 0), {"trusted.overlay.redirect": value})
 
 
+def _hidden(layer, name):
+    _xwhiteout(layer, os.path.dirname(name) or b".", os.path.basename(name))
+
+
+def _moved_nested(layer, old, new, relative):
+    if _free(layer, old) and _free(layer, new) and not (new + b"/").startswith(old + b"/"):
+        same_parent = os.path.dirname(old) == os.path.dirname(new)
+        _hidden(layer, old)
+        _redirected(layer, new, os.path.basename(old) if relative and same_parent else b"/" + old)
+
+
 def _redirected(layer, name, value):
     """A redirect of any kind, also one that no rename leaves."""
     if _free(layer, name):
@@ -127,6 +141,9 @@ SPECIAL = {
     "xwhiteout": _xwhiteout,
     "metacopy": _metacopy,
 }
+
+
+NESTED = {"whiteout": _hidden, "moved": _moved_nested}
 
 
 def _at(layer, name):

@@ -9,7 +9,7 @@ from differential.fuzzer.steps import steps
 
 # What is drawn. As features come, they join.
 FEATURES = frozenset(
-    "remount restack swap kill ro rw "  # of the mount, in the middle of a program
+    "remount restack swap kill ro rw "  # of the mount, mostly in the middle of a program
     "hide opaque moved redirect xwhiteout marked "  # in layers
     "userxattr places no-upper index metacopy data-only ".split()
 )
@@ -23,13 +23,16 @@ PLACES = [
     ("tmpfs", "big-tmpfs"),
     ("btrfs", "tmpfs"),
     ("xfs", "btrfs"),
+    ("tmpfs", "overlay"),
+    ("tmpfs", "overlay"),
+    ("ext4", "overlay"),
 ]
 MIXED = ["tmpfs", "big-tmpfs", "ext4", "xfs"]
 
 
-def options(rng, features, one_place):
+def options(rng, features, lowers_on):
     # xino=auto is the kernel's own guess at what inode numbers a file system has.
-    found = [rng.choice(("volatile", "")), rng.choice(XINO if one_place else XINO[:3])]
+    found = [rng.choice(("volatile", "")), rng.choice(XINO[:3] if lowers_on else XINO)]
     if "userxattr" in features and rng.random() < 0.1:
         # With user.* attributes, which anybody may set, redirects are never followed.
         found += ["userxattr", rng.choice(("", "redirect_dir=nofollow"))]
@@ -37,8 +40,11 @@ def options(rng, features, one_place):
         found.append(rng.choice(REDIRECT))
         if "metacopy" in features and rng.random() < 0.4:
             found.append(rng.choice(("metacopy=on", "metacopy=on", "metacopy=off")))
-    if "index" in features and rng.random() < 0.4:
+    # Nothing on an overlay has a file handle, so that there can be no index; voile says so.
+    if "index" in features and lowers_on != "overlay" and rng.random() < 0.4:
         found.append(rng.choice(("index=on", "index=on", "index=off")))
+    if "ro" in features and rng.random() < 0.02:
+        found.append("ro")
     return tuple(word for word in found if word)
 
 
@@ -60,7 +66,7 @@ def program(seed, features=FEATURES, chosen=None):
     if "no-upper" in features and rng.random() < 0.02:
         upper, lowers = None, [layers.draw(rng), *lowers]
     on, lowers_on = places(rng, features)
-    words = options(rng, features, lowers_on is None) if chosen is None else tuple(chosen)
+    words = options(rng, features, lowers_on) if chosen is None else tuple(chosen)
     data = []
     if "data-only" in features and "metacopy=on" in words and rng.random() < 0.4:
         data = [lowest.draw(rng) for _ in range(rng.choice((1, 1, 2)))]

@@ -33,11 +33,12 @@ class Player:
     def __init__(self, program, point, names):
         self.root = Actor()
         self.point, self.names = point, names
-        self.looks, self.daemon, self.upper = program.looks, program.daemon, program.upper
+        self.looks, self.daemon = program.looks, program.daemon
+        self.read_only = "ro" in program.options or program.upper is None
         self.flagged = has_flags(program)
         self.processes = {0: self.root}
         self.slots = {}
-        self.flags = MS_RDONLY if "ro" in program.options or program.upper is None else 0
+        self.flags = MS_RDONLY if self.read_only else 0
 
     def step(self, step, skip):
         """(the step without picks, log entries): the first entry is the step's own, the others are looks."""
@@ -70,8 +71,8 @@ class Player:
 
     def _remount(self, verb):
         """ "forget" changes nothing but what the kernel has cached: dentries and inodes are shrunk."""
-        if verb == "rw" and self.upper is None:
-            return None  # refused by the kernel's overlayfs, while FUSE asks nobody
+        if verb == "rw" and self.read_only:
+            return None  # FUSE asks nobody, and voile stays as it was mounted
         flags = {"forget": self.flags, "ro": MS_RDONLY, "rw": 0}[verb]
         try:
             syscalls.mount(None, self.point, None, MS_REMOUNT | flags)

@@ -52,7 +52,8 @@ class Side:
         if layers.upper:
             parts.insert(0, (layers.upper, program.upper))
         for path, each in reversed(parts):
-            build(Layer(path, "userxattr" in program.options), each, below)
+            nested = path != layers.upper and program.lowers_on == "overlay"
+            build(Layer(path, "userxattr" in program.options), each, below, nested)
             below.insert(0, os.fsencode(path))
         self.lowers = [snapshot.raw(lower) for lower in layers.lowers]
         self.sick = fsck.complaints(layers, self.options)
@@ -127,7 +128,7 @@ class Side:
 
 def forget_volatile(layers):
     """Removes the mark of a volatile upper, as container engines do before they mount it again."""
-    if not layers.work:
+    if not layers.work or not (layers.work / "work").exists():
         return
     marker = layers.work / "work" / "incompat"
     try:
