@@ -4,7 +4,7 @@ import os
 import shutil
 
 from concurrency import files, listings, names
-from concurrency.crowd import Crowd
+from concurrency.crowd import GRACE, LONGEST, Crowd
 from differential import snapshot
 from support import fsck
 from support.users import in_child
@@ -48,7 +48,7 @@ def quarrel(kinds, layers, overlay, options, seconds, seed, pressure=True):
             race.check(point / race.name, results[race.name])
         return crowd.rounds
 
-    rounds = in_child(run, timeout=int(seconds) + 100)
+    rounds = in_child(run, timeout=int(seconds) + LONGEST + 2 * GRACE)
     overlay.check()
     return rounds
 

@@ -15,6 +15,7 @@ OPTIONS = [
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # on a busy machine
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_quarrel(options, group, layers, hooked_overlay, kernel_overlay, voile_overlay):

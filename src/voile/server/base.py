@@ -208,7 +208,8 @@ class Served(Operations):
         if kept == KEPT_PART:
             self.kept_by_kernel[nodeid] = KEPT_OLD
         elif kept == KEPT_WHOLE:
-            # Whoever was given the end of it may not have come to note that it is whole.
+            # Whoever was given the end of it may not have come to note that it is whole.  Nobody reads the
+            # directory now: the kernel has locked it for the change.
             del self.kept_by_kernel[nodeid]
             self.session.notify_inval_inode(nodeid, 0)
 

@@ -167,6 +167,8 @@ class DirOperations(Served):
 
     # The listing that requests were waiting for, while they are run again.
     _gathered: Listing | None = None
+    # The kernel must not keep the listing of which the end is about to be told.
+    _take_away = False
 
     def __init__(self, overlay: Overlay, params: Params) -> None:
         super().__init__(overlay, params)
@@ -224,8 +226,8 @@ class DirOperations(Served):
         """The kernel may have a whole listing with the reply that follows."""
         kept = self.kept_by_kernel
         if kept.get(nodeid, KEPT_OLD) == KEPT_OLD or listing.fills_page:
-            self.session.notify_inval_inode(nodeid, 0)
             kept.pop(nodeid, None)
+            self._take_away = True
         else:
             kept[nodeid] = KEPT_WHOLE
 
@@ -277,15 +279,24 @@ class DirOperations(Served):
         finally:
             self._gathered = None
 
-    def readdir(self, req: Request, fh: int, offset: int, size: int, flags: int) -> bytes:
+    def _reply(self, req: Request, buffer: replies.DirentBuffer) -> bytes | Deferred:
+        """What is in the buffer."""
+        if not self._take_away:
+            return buffer.bytes()
+        self._take_away = False
+        # In a thread: another reader may have locked a page, and wait for us.
+        session, nodeid = self.session, req.nodeid
+        return self.later(req, lambda: session.notify_inval_inode(nodeid, 0), lambda _: b"")
+
+    def readdir(self, req: Request, fh: int, offset: int, size: int, flags: int) -> bytes | Deferred:
         buffer = replies.DirentBuffer(size, False)
         add = buffer.add
         for position, name, ino, kind in self._after(self.dir(req.nodeid), offset, flags):
             if not add(ino, position, kind, name):
                 break
-        return buffer.bytes()
+        return self._reply(req, buffer)
 
-    def readdirplus(self, req: Request, fh: int, offset: int, size: int, flags: int) -> bytes:
+    def readdirplus(self, req: Request, fh: int, offset: int, size: int, flags: int) -> bytes | Deferred:
         overlay = self.overlay
         node = self.dir(req.nodeid)
         buffer = replies.DirentBuffer(size, True)
@@ -305,7 +316,7 @@ class DirOperations(Served):
             if not buffer.add(child.ino, position, kind, name, self.entry_of(child, nodeid, st)):
                 overlay.nodes.forget(nodeid, 1)
                 break
-        return buffer.bytes()
+        return self._reply(req, buffer)
 
     def releasedir(self, req: Request, fh: int) -> None:
         fd = self.dir_fds.pop(fh, -1)
