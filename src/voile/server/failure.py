@@ -33,6 +33,9 @@ class FailureOperations(FileOperations):
         # Whether errors=remount-ro has come into force.
         self.read_only = not overlay.writable
         overlay.sync.failed = self._failed
+        if overlay.volatile and params.errors != policy.CONTINUE:
+            # Not when it happens: this program may lie on the disk that fails.
+            from voile.server import gate, shutdown  # noqa: F401
         self.poll = Poll(params.poll if overlay.volatile else 0, self._look, Device.loop.__code__)
 
     def _look(self, quiet: bool) -> None:
@@ -66,15 +69,15 @@ class FailureOperations(FileOperations):
     def _log(self, errors: str) -> None:
         import sys
 
-        from voile.server.log import Log
-
         sync = self.overlay.sync
-        line = policy.message(sync.errno, sync.since or 0, self._upper_file_system(), errors)
         try:
+            from voile.server.log import Log
+
+            line = policy.message(sync.errno, sync.since or 0, self._upper_file_system(), errors)
             # The system log says itself who speaks.
             print(line if isinstance(sys.stderr, Log) else f"voile: {line}", file=sys.stderr, flush=True)
-        except (OSError, ValueError):
-            pass  # nobody listens
+        except Exception:
+            pass  # nobody listens, or what is needed for it lies on the disk that fails
 
     def _upper_file_system(self) -> str:
         from voile.linux import mountinfo
