@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -50,7 +51,12 @@ class Huge:
             time.sleep(0.5)  # what goes on after the answer
         finally:
             bystander.stop()
-        self.rows.append((label, seconds, bystander.longest))
+        self.add(label, seconds, bystander.longest)
+
+    def add(self, label, seconds, longest):
+        self.rows.append((label, seconds, longest))
+        said = f"{self.system.name}: {label}: {seconds:.3g} s, longest wait {longest * 1e3:.3g} ms"
+        print(said, file=sys.stderr)  # all of them take many minutes
 
     def client_run(self, operation, path):
         count = 1 if operation.startswith("readdir") else self.entries
@@ -95,7 +101,7 @@ class Huge:
         for part in ("up", "mnt"):
             (again / part).mkdir()
         _point, seconds = self.system.mount_again(lower, again)
-        self.rows.append(("mount over its leftovers", seconds, 0))
+        self.add("mount over its leftovers", seconds, 0)
         self.system.umount()
 
 
