@@ -126,3 +126,24 @@ def test_umount_does_not_wait_for_leftovers(layers, voile_overlay):
     overlay.mount()
     wait_until(lambda: left(made) == 0, lambda: left(made))
     overlay.umount()
+
+
+def test_listings_that_are_given_up(layers, hooked_overlay):
+    """Listings are begun, and given up, while what they list changes."""
+    made = layers(on="tmpfs")
+    names = [f"f{i:06}" for i in range(200_000)]
+    (made.lowers[0] / "many").mkdir()
+    (made.lowers[0] / "many" / "first").write_bytes(b"x")
+    fd = os.open(made.lowers[0] / "many", os.O_RDONLY)
+    for name in names:
+        os.link("first", name, src_dir_fd=fd, dst_dir_fd=fd)
+    os.close(fd)
+    overlay = hooked_overlay(made)
+    point = overlay.mount("volatile")
+    with os.scandir(point / "many") as first, os.scandir(point / "many") as second:
+        os.unlink(next(first))
+        os.unlink(next(second))
+        assert sum(1 for _ in first) + sum(1 for _ in second) > 2 * len(names) - 10
+    assert len(os.listdir(point / "many")) == len(names) - 1
+    assert float(overlay.hook("longest")) < LONGEST_S
+    overlay.umount()

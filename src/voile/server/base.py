@@ -213,6 +213,17 @@ class Served(Operations):
             del self.kept_by_kernel[nodeid]
             self.session.notify_inval_inode(nodeid, 0)
 
+    def drop_listing(self, nodeid: int) -> None:
+        """Nobody reads the listing of a directory any more, if there is one."""
+        listing = self.listings.pop(nodeid, None)
+        if listing is not None:
+            self.free_listing(listing)
+
+    def free_listing(self, listing: Listing) -> None:
+        """Frees a listing step by step: for a million entries that takes half a second."""
+        if listing.shrink():
+            self.pool.soon(lambda: self.free_listing(listing))
+
     def new_fh(self) -> int:
         """A number for an open file or directory."""
         self.last_fh += 1

@@ -197,8 +197,9 @@ class DirOperations(Served):
         if listing is None:
             listing = self._gather(node, bool(flags & os.O_NOATIME))
         if self.listings.get(node.id) is not listing:
+            self.drop_listing(node.id)
             while len(self.listings) >= _LISTINGS:
-                del self.listings[next(iter(self.listings))]
+                self.drop_listing(next(iter(self.listings)))
             self.listings[node.id] = listing
         if not offset:
             self._begins(node.id, listing.changes != self.changes)
@@ -210,9 +211,10 @@ class DirOperations(Served):
             return
         self._ends(node.id, listing)
         if self.listings.get(node.id) is listing:
-            del self.listings[node.id]
             if self._gathered is None:
-                self._free(listing)
+                self.drop_listing(node.id)
+            else:
+                del self.listings[node.id]  # others read it, too: `_go_on` frees it
 
     def _begins(self, nodeid: int, old: bool) -> None:
         """The kernel may begin to keep a listing, or go on with one that somebody has not read to its end."""
@@ -231,11 +233,6 @@ class DirOperations(Served):
         else:
             kept[nodeid] = KEPT_WHOLE
 
-    def _free(self, listing: Listing) -> None:
-        """Frees a listing step by step: for a million entries that takes half a second."""
-        if listing.shrink():
-            self.pool.soon(lambda: self._free(listing))
-
     def _gather(self, node: Dir, noatime: bool) -> Listing:
         """A new listing.
 
@@ -251,6 +248,7 @@ class DirOperations(Served):
         done = job.step()
         if old is not None:
             del self._gatherings[node.id]
+            self.free_listing(old.listing)
             if done:
                 self.pool.soon(lambda: _wake(old.waiters, 0))
             else:
@@ -278,6 +276,8 @@ class DirOperations(Served):
             _wake(job.waiters, code)
         finally:
             self._gathered = None
+            if self.listings.get(job.nodeid) is not job.listing:
+                self.free_listing(job.listing)
 
     def _reply(self, req: Request, buffer: replies.DirentBuffer) -> bytes | Deferred:
         """What is in the buffer."""

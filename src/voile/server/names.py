@@ -72,7 +72,7 @@ class NameOperations(Served):
         nodes.forget(nodeid, nlookup)
         if (nodeid in self.mapped or nodeid in self.listings) and not nodes.known(nodeid):
             self.mapped.discard(nodeid)
-            self.listings.pop(nodeid, None)
+            self.drop_listing(nodeid)
 
     def readlink(self, req: Request) -> bytes:
         return attr.readlink(self.overlay, self.node(req.nodeid))
