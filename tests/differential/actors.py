@@ -103,7 +103,7 @@ class Actor(Tree):
     # ------------------------------------------------------------ open directories
 
     @step
-    def getdents(self, fd, size=128):
+    def getdents(self, fd, size=320):
         """Reads on in an open directory; the order, and so what is left, is nobody's business."""
         self._read_on(_fd(fd), size)
 
@@ -216,7 +216,10 @@ class Actor(Tree):
 
 def _Map(fd, size, flags, protection):
     # mmap.mmap refuses sizes beyond the end of the file, which the kernel allows; trackfd is from 3.13.
-    end = os.fstat(fd).st_size
+    st = os.fstat(fd)
+    end = st.st_size
+    if not stat.S_ISREG(st.st_mode):
+        raise OSError(errno.ENODEV, "no file")
     if end == 0:
         raise OSError(22, "nothing to map")
     return mmap.mmap(fd, min(size, end), flags, protection)

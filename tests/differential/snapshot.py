@@ -157,6 +157,14 @@ def index_entry(path, origins):
     return b"index/" + os.fsencode(where or name)
 
 
+def _unlike(a, b):
+    """Of two dictionaries only what is unlike."""
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return a, b
+    same = {key for key in a if key in b and a[key] == b[key]}
+    return tuple({key: value for key, value in each.items() if key not in same} for each in (a, b))
+
+
 def differences(expected, got, ignore=()):
     """Lines that say where two snapshots differ. Where the kernel's d_ino is wrong ours may be right."""
     lines = []
@@ -175,5 +183,6 @@ def differences(expected, got, ignore=()):
                     continue
                 if key in ("d_ino wrong", "d_type wrong") and not b.get(key):
                     continue
-                lines.append(f"{name!r}: {key}: expected {a.get(key)!r}, got {b.get(key)!r}")
+                x, y = _unlike(a.get(key), b.get(key))
+                lines.append(f"{name!r}: {key}: expected {x!r}, got {y!r}")
     return lines

@@ -21,6 +21,7 @@ def one(arena, seed, chosen=None, seconds=60):
     try:
         arena.run(program(seed, chosen=chosen))
     except Unlike as e:
+        print(f"\nseed {seed}, before shrinking: {str(e)[:500]}", flush=True)
         return shrink(arena, e.program, e, seconds)
     return None
 

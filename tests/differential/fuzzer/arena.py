@@ -18,6 +18,7 @@ import voile
 from differential import snapshot
 from differential.actors import die_with_parent, kind_of
 from differential.fuzzer.accepted import accepted, has_indexed_links, kernel_oddity, without_ghosts
+from differential.fuzzer.player import LEFT_OUT
 from differential.fuzzer.program import Pick, segments
 from differential.fuzzer.side import ManyLayers, Refused, Side, look
 from support import fsck, mountinfo, syscalls
@@ -224,11 +225,12 @@ class Match:
     def _segment(self, theirs, ours, steps, names, kill):
         program = self.program
         options = list(program.options)
-        oracle = theirs.segment(self.overlay(KernelOverlay, theirs.layers), options, steps, (), names, kill)
+        oracle = theirs.segment(self.overlay(KernelOverlay, theirs.layers), options, steps, None, names, kill)
         for number, (step, _log) in oracle.items():
             self.steps[number] = step
         skip = {n for n, (step, log) in oracle.items() if log and kernel_oddity(step, log[0][1])}
         self.odd |= bool(skip)
+        skip |= {n for n, (_step, log) in oracle.items() if log == LEFT_OUT}
         steps = [(number, oracle[number][0]) for number, _ in steps]
         mine = self.overlay(self.voile, ours.layers)
         got = ours.segment(mine, options + list(program.daemon), steps, skip, names, kill)

@@ -9,6 +9,7 @@ from differential.fuzzer.picks import concrete
 from differential.fuzzer.program import OPENING, REMOUNT, USERS, Slot
 from support import syscalls
 
+LEFT_OUT = [("left out", None)]
 MS_RDONLY, MS_REMOUNT = 1, 32
 # Which arguments of a verb are paths that are looked at afterwards.
 PATHS = {
@@ -35,20 +36,25 @@ class Player:
         self.point, self.names = point, names
         self.looks, self.daemon = program.looks, program.daemon
         self.read_only = "ro" in program.options or program.upper is None
+        self.has_upper = bool(program.upper)
         self.flagged = has_flags(program)
         self.processes = {0: self.root}
         self.slots = {}
         self.flags = MS_RDONLY if self.read_only else 0
 
     def step(self, step, skip):
-        """(the step without picks, log entries): the first entry is the step's own, the others are looks."""
+        """(the step without picks, log entries): the first entry is the step's own, the others are looks.
+
+        skip: whether it is left out; None: where it is not worth it.
+        """
         step = concrete(step, self.names, self.slots)
         who, verb, *arguments = step
         self.root.log = []
         if verb in REMOUNT:
             return step, [(f"{verb}()", self._remount(verb))]
-        if skip or not self._worth(who, verb, arguments):
-            return step, [(f"{verb} left out", None)]
+        worth = self._worth(who, verb, arguments)  # always, since it sets access times
+        if not worth if skip is None else skip:
+            return step, LEFT_OUT
         process = self._process(who)
         slot = arguments.pop(0).number if verb in OPENING else None
         filled = [self._fill(who, a) for a in arguments]
@@ -148,6 +154,11 @@ class Player:
         mode, deleted = self._process(who).mode(fd)
         return not deleted or stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
+    def _chattr(self, who, arguments):
+        # A directory in which a merged one has not been looked up yet: the kernel's first lookup fails, since
+        # the mark "impure" cannot be set. With FUSE a listing may have been that lookup.
+        return not (self.has_upper and arguments[1] & 0x30 and kind_of(arguments[0]) == stat.S_IFDIR)
+
     def _mmap(self, who, arguments):
         # What is append-only may not be mapped for writing, but FUSE does not know that it is.
         return not (self.flagged and arguments[3] and arguments[4])
@@ -171,6 +182,7 @@ WORTH = {
     ),
     "sendfile": Player._sendfile,
     **dict.fromkeys(("fchmod", "fchown", "futimens", "fsetxattr"), Player._fchange),
+    "chattr": Player._chattr,
     "mmap": Player._mmap,
     "mwrite": Player._mwrite,
     **dict.fromkeys(("read", "create"), Player._no_fifo),

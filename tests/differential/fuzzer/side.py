@@ -63,7 +63,10 @@ class Side:
         self.tree = None
 
     def segment(self, overlay, options, steps, skip, names, kill):
-        """Mounts, plays, unmounts: {number: (step, log entries)}."""
+        """Mounts, plays, unmounts: {number: (step, log entries)}.
+
+        skip: the steps to leave out; None: those that are not worth it.
+        """
         try:
             point = overlay.mount(*options)
         except OSError as e:
@@ -83,7 +86,9 @@ class Side:
         os.umask(0o022)
         player = Player(self.program, point, names)
         try:
-            played = {number: player.step(step, number in skip) for number, step in steps}
+            played = {
+                number: player.step(step, None if skip is None else number in skip) for number, step in steps
+            }
         finally:
             player.root.end()
         os.chdir(point)
