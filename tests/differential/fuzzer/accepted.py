@@ -96,11 +96,6 @@ def _access(program, step, expected, got):
     return expected is False and got is True and has_flags(program)  # W_OK of what is immutable
 
 
-def _locked(program, step, expected, got):
-    # Where nothing has a file handle the kernel does not know the names of a hard link for one file.
-    return program.lowers_on == "overlay" and expected is None and got == "EAGAIN"
-
-
 def _remove(program, step, expected, got):
     # FUSE knows by itself that what is no directory has no default ACL.
     return step[3] == DEFAULT and expected == "EPERM" and got is None and has_flags(program)
@@ -137,7 +132,6 @@ RULES = {
     "seek": _holes,
     "fsxattr": _xflags,
     "access": _access,
-    **dict.fromkeys(("flock", "lockf", "ofd_lock"), _locked),
     "removexattr": _remove,
     "rename": _rename,
     "list": _listed,
