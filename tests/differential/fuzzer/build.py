@@ -122,12 +122,19 @@ def _xwhiteout(layer, directory, name):
             layer.dir(directory, 0o755, (0, 0), {"trusted.overlay.opaque": b"x"})
 
 
-def _metacopy(layer, name, redirect):
+def _metacopy(layer, name, redirect, nested=False):
     """A file whose data is below, perhaps in another place, perhaps nowhere."""
     if _free(layer, name):
         marks = {"trusted.overlay.metacopy": b""}
         if redirect is not None:
+            # One lower file under two names is one inode for the kernel, with the attributes of either.
+            if not _free(layer, redirect[1:]) or redirect[1:] == name:
+                return
             marks["trusted.overlay.redirect"] = redirect
+            if nested:
+                _hidden(layer, redirect[1:])
+            else:
+                layer.whiteout(redirect[1:])
         layer.sparse(name, 320_000).mark(name, marks)
 
 
@@ -143,7 +150,11 @@ SPECIAL = {
 }
 
 
-NESTED = {"whiteout": _hidden, "moved": _moved_nested}
+NESTED = {
+    "whiteout": _hidden,
+    "moved": _moved_nested,
+    "metacopy": lambda layer, name, redirect: _metacopy(layer, name, redirect, True),
+}
 
 
 def _at(layer, name):
