@@ -211,3 +211,18 @@ def test_trees_remove_a_very_deep_tree(here, tmp_path):
     os.close(fd)
     trees.remove(here, b"d")
     assert os.listdir(tmp_path) == []
+
+
+def test_has_xattrat(here, file, monkeypatch):
+    os.setxattr(file, "user.there", b"")
+    os.symlink("file", "link", dir_fd=here)
+
+    def answers():
+        there, other = b"user.there", b"user.other"
+        asked = [(b"file", there), (b"file", other), (b"link", there), (b"no", there)]
+        return [files.has_xattrat(here, *each) for each in asked]
+
+    assert answers() == [True, False, False, False]
+    # Before 6.13.
+    monkeypatch.setattr(libc, "NR_GETXATTRAT", 9999)
+    assert answers() == [True, False, False, False]

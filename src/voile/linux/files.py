@@ -102,6 +102,7 @@ _OPEN_HOW = struct.Struct("=QQQ")
 _TIMESPECS = struct.Struct("=qqqq")
 _FILE_HANDLE = struct.Struct("=Ii")
 _XATTR_ARGS = struct.Struct("=QII")
+_NO_XATTR_ROOM = _XATTR_ARGS.pack(0, 0, 0)
 # No such system call, also in the words of a container's filter; or not enough room.
 _ANOTHER_WAY = frozenset((errno.ENOSYS, errno.EPERM, errno.ERANGE))
 
@@ -179,6 +180,23 @@ def getxattrat(dirfd: int, name: bytes, attribute: bytes, flags: int = AT_SYMLIN
         check(-1, name)
     follow = not flags & AT_SYMLINK_NOFOLLOW
     return os.getxattr(_xattr_path(dirfd, name), attribute, follow_symlinks=follow)
+
+
+def has_xattrat(dirfd: int, name: bytes, attribute: bytes) -> bool:
+    """Whether `name` in `dirfd` (a symbolic link: itself) has an attribute that can be read.
+
+    An error is none: on the way of a lookup the usual answer is no, and that must be quick.
+    """
+    nofollow, room = AT_SYMLINK_NOFOLLOW, _NO_XATTR_ROOM
+    if _syscall_getxattrat(libc.NR_GETXATTRAT, dirfd, text(name), nofollow, attribute, room, 16) >= 0:
+        return True
+    if libc.get_errno() not in _ANOTHER_WAY:
+        return False
+    try:
+        os.getxattr(_xattr_path(dirfd, name), attribute, follow_symlinks=False)
+    except OSError:
+        return False
+    return True
 
 
 def listxattrat(dirfd: int, name: bytes, flags: int = AT_SYMLINK_NOFOLLOW) -> list[bytes]:

@@ -43,10 +43,7 @@ def hides(names: xattrs.Names, dir_fd: int, name: bytes, st: os.stat_result) -> 
 
 def has_attribute(names: xattrs.Names, dir_fd: int, name: bytes) -> bool:
     """Whether an empty regular file is a whiteout; an error is none (`ovl_path_check_xwhiteout_xattr`)."""
-    try:
-        return xattrs.get_at(dir_fd, name, names.whiteout) is not None
-    except OSError:
-        return False
+    return files.has_xattrat(dir_fd, name, names.whiteout)
 
 
 class Maker:
