@@ -8,7 +8,7 @@ import traceback
 from functools import partial
 
 from concurrency.crowd import tolerate
-from concurrency.names import BIG, SMALL, Race, put
+from concurrency.names import BIG, SMALL, Race, link, put
 
 RECORD = 32
 SLOT = 16
@@ -483,7 +483,7 @@ class Linked(Staged):
             if actor.random.randrange(2):
                 os.chmod(path, actor.random.choice((0o644, 0o664)))
             else:
-                os.link(path, root / "link")
+                link(path, root / "link")
                 os.unlink(root / "link")
 
     def check(self, root, results):
