@@ -7,7 +7,7 @@ from functools import partial
 
 from concurrency.crowd import tolerate
 from support.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE, renameat2
-from voile.linux import files
+from voile.linux import files as linux_files
 
 SMALL = b"small " * 20
 BIG = b"0123456789abcdef" * 20_000  # more than is copied up at once
@@ -54,8 +54,8 @@ def link(path, new):
         os.link(path, new)
     except FileNotFoundError:
         # The kernel says so, too, of a file that has no names by its own account (vfs_link).
-        mask = files.STATX_BASIC_STATS
-        counts = [files.statx(-100, os.fsencode(path), sync, mask).nlink for sync in (0x4000, 0x2000)]
+        mask = linux_files.STATX_BASIC_STATS
+        counts = [linux_files.statx(-100, bytes(path), sync, mask).nlink for sync in (0x4000, 0x2000)]
         raise AssertionError((path, "nlink kept and asked for", counts))
 
 
