@@ -264,8 +264,9 @@ class Match:
         lines = []
         # The kernel stores origins in the upper of a read-only mount, too.
         if theirs.upper is not None and not has_indexed_links(program) and "ro" not in program.options:
-            # A copy-up that failed has marked the directory; special files have no user.* attributes.
-            if self.odd or "userxattr" in program.options:
+            # A copy-up that failed has marked the directory; special files have no user.* attributes; what
+            # lies on an overlay has no file handle.
+            if self.odd or "userxattr" in program.options or program.lowers_on == "overlay":
                 without_impure(theirs.upper)
                 without_impure(ours.upper)
             lines += titled("raw upper", snapshot.differences(theirs.upper, ours.upper))

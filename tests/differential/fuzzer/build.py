@@ -128,13 +128,15 @@ def _metacopy(layer, name, redirect, nested=False):
         marks = {"trusted.overlay.metacopy": b""}
         if redirect is not None:
             # One lower file under two names is one inode for the kernel, with the attributes of either.
-            if not _free(layer, redirect[1:]) or redirect[1:] == name:
+            target = redirect[1:]
+            inside = (name + b"/").startswith(target + b"/") or target.startswith(name + b"/")
+            if inside or not _free(layer, target):
                 return
             marks["trusted.overlay.redirect"] = redirect
             if nested:
-                _hidden(layer, redirect[1:])
+                _hidden(layer, target)
             else:
-                layer.whiteout(redirect[1:])
+                layer.whiteout(target)
         layer.sparse(name, 320_000).mark(name, marks)
 
 
