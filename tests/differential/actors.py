@@ -283,7 +283,11 @@ class Process:
 
         def call(*args, **kwargs):
             _send(self._commands, (name, args, kwargs))
-            value, log = _receive(self._answers)
+            answer = _receive(self._answers)
+            if answer is None:
+                _, status = os.waitpid(self.pid, 0)
+                raise ChildProcessError(f"uid {self.uid}: the process has ended with wait status {status}")
+            value, log = answer
             self.owner.log += [(f"uid {self.uid}: {what}", outcome) for what, outcome in log]
             return value
 

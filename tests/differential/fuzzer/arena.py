@@ -118,7 +118,7 @@ class Arena:
 
     def __init__(self, filesystems, voile=ForkedVoile):
         self.filesystems, self.voile = filesystems, voile
-        self.programs = self.operations = self.refused = 0
+        self.programs = self.operations = self.refused = self.fleeting = 0
         self._nested = None
 
     def on_overlay(self, _kind):
