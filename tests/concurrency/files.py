@@ -483,8 +483,8 @@ class Linked(Staged):
             if actor.random.randrange(2):
                 os.chmod(path, actor.random.choice((0o644, 0o664)))
             else:
-                link(path, root / "link")
-                os.unlink(root / "link")
+                if link(path, root / "link") == 0:
+                    os.unlink(root / "link")
 
     def check(self, root, results):
         for number in range(self.COUNT):
