@@ -17,7 +17,7 @@ from pathlib import Path
 import voile
 from differential import snapshot
 from differential.actors import die_with_parent, kind_of
-from differential.fuzzer.accepted import accepted, has_indexed_links, kernel_oddity, without_ghosts
+from differential.fuzzer.accepted import LOST, accepted, has_indexed_links, kernel_oddity, without_ghosts
 from differential.fuzzer.player import LEFT_OUT
 from differential.fuzzer.program import Pick, segments
 from differential.fuzzer.side import ManyLayers, Refused, Side, look
@@ -267,8 +267,10 @@ class Match:
             # A copy-up that failed has marked the directory; special files have no user.* attributes; what
             # lies on an overlay has no file handle.
             if self.odd or "userxattr" in program.options or program.lowers_on == "overlay":
-                without_impure(theirs.upper)
-                without_impure(ours.upper)
+                without(("impure",), theirs.upper, ours.upper)
+            if any(entry.get("names") in LOST for entry in theirs.tree.values()):
+                # The kernel's listing broke off, and what it did not look up got no origin (ovl_fix_origin).
+                without(("impure", "origin"), theirs.upper, ours.upper)
             lines += titled("raw upper", snapshot.differences(theirs.upper, ours.upper))
             lines += titled("raw work", snapshot.differences(theirs.work, ours.work))
         if theirs.upper is not None:
@@ -297,10 +299,13 @@ class Match:
         )
 
 
-def without_impure(tree):
-    for entry in tree.values():
-        for name in ("trusted.overlay.impure", "user.overlay.impure"):
-            entry.get("xattrs", {}).pop(name, None)
+def without(attributes, *trees):
+    """Leaves attributes of the overlay out of snapshots."""
+    for tree in trees:
+        for entry in tree.values():
+            for name in attributes:
+                for space in ("trusted", "user"):
+                    entry.get("xattrs", {}).pop(f"{space}.overlay.{name}", None)
 
 
 def complaints(side):

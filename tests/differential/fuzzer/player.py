@@ -121,7 +121,8 @@ class Player:
         old, new, flags = arguments
         if not flags and kind_of(old) == kind_of(new) == stat.S_IFDIR:
             try:
-                return not os.listdir(new)
+                # Where the redirect is too long (OVL_REDIRECT_MAX) the kernel has cleared the target by then.
+                return not os.listdir(new) and len(old) < 200
             except OSError:
                 return False
         return True
