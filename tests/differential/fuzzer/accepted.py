@@ -8,6 +8,7 @@ Kept out by never being drawn, because there is nothing to compare:
 Kept out while a program is played: see player.WORTH.
 """
 
+import errno
 import os
 
 from differential.tree import DEFAULT
@@ -22,6 +23,10 @@ def kernel_oddity(step, outcome):
     verb = step[1]
     if verb in ("fchmod", "fchown", "futimens", "fsetxattr") and outcome == "EEXIST":
         # On an unlinked lower file: the kernel looks for its directory and gives up; voile copies up.
+        return True
+    if verb == "ro" and outcome == os.strerror(errno.EBUSY):
+        # A file that is open and has lost its names counts (s_remove_count). FUSE goes by what stat(2) shows,
+        # and that is, on both sides, the link count of the lower file.
         return True
     # On a directory of a lower layer that is removed and still open or somebody's own: ENOTDIR and EISDIR.
     return verb in ("fchmod", "fchown", "futimens", "fsetxattr", "chmod") and outcome == "ENOTDIR"
@@ -159,7 +164,9 @@ def set_back(program, time):
 
 def has_flags(program):
     """Whether chattr plays a part."""
-    return _does(program, ("chattr",), ("flags",))
+    layers = [program.upper or [], *program.lowers]
+    marked = any("protattr" in str(call[2]) for layer in layers for call in layer if call[0] == "marked")
+    return marked or _does(program, ("chattr",), ("flags",))
 
 
 def has_indexed_links(program):

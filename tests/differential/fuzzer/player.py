@@ -51,6 +51,8 @@ class Player:
         who, verb, *arguments = step
         self.root.log = []
         if verb in REMOUNT:
+            if skip:
+                return step, LEFT_OUT
             return step, [(f"{verb}()", self._remount(verb))]
         worth = self._worth(who, verb, arguments)  # always, since it sets access times
         if not worth if skip is None else skip:
