@@ -77,7 +77,7 @@ def test_version_and_general_help(capfd):
         (["SRC", "m", "-o", "frobnicate"], 1, "unknown option 'frobnicate'"),
         (["-o", "lowerdir=x", "a", "b", "c"], 1, "a source and a mount point needed"),
         (["umount"], 1, "one mount point is needed"),
-        (["umount", "/nowhere"], 32, "not mounted"),
+        (["umount", "/nowhere"], 32, "not a mount point"),
         (["umount", "/proc"], 32, "not by voile"),
         (["status", "a", "b"], 1, "at most one"),
         (["status", "/proc"], 32, "not a voile mount"),
@@ -121,7 +121,7 @@ def test_one_line_for_what_is_wrong(words, status, message, capfd, tmp_path, mon
 
 def test_names_that_are_not_utf8(capfdbinary):
     assert cli.main(["umount", os.fsdecode(b"/no\xffwhere\n")]) == 32
-    assert capfdbinary.readouterr().err == b"voile: /no\xffwhere\\n: not mounted\n"
+    assert capfdbinary.readouterr().err == b"voile: /no\xffwhere\\n: not a mount point\n"
 
 
 def test_python_m():

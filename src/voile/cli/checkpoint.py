@@ -7,7 +7,6 @@ import os
 
 from voile.cli import mounts, report
 from voile.cli.arguments import FLAG, Options, parse
-from voile.overlay.params import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,13 +32,8 @@ def main(words: list[bytes]) -> int:
     if b"-h" in arguments:
         report.tell(HELP)
         return report.OK
-    if len(arguments.operands) != 1:
-        raise UsageError(f"one mount point is needed, {len(arguments.operands)} operands given")
-    point = arguments.operands[0]
-    shown = os.fsdecode(point)
-    mount = mounts.find(point)
+    mount, shown = mounts.named(arguments)
     if mount is None:
-        report.say(f"{shown}: not a mount point")
         return report.MOUNT_FAILURE
     return take(mount, shown)
 

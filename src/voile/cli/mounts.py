@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import os
 
+from voile.cli import report
 from voile.linux import mountinfo
+from voile.overlay.params import UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from voile.cli.arguments import Arguments
 
 _UNREACHABLE = (errno.ENOTCONN, errno.ECONNABORTED)
 
@@ -29,6 +33,20 @@ def find(point: bytes) -> mountinfo.Mount | None:
         if found:
             return found[-1]
     return None
+
+
+def named(arguments: Arguments) -> tuple[mountinfo.Mount | None, str]:
+    """The mount that the only operand of a command names, and that operand for messages.
+
+    That there is no mount, None, has been said.  Raises UsageError for more or fewer operands.
+    """
+    if len(arguments.operands) != 1:
+        raise UsageError(f"one mount point is needed, {len(arguments.operands)} operands given")
+    shown = os.fsdecode(arguments.operands[0])
+    mount = find(arguments.operands[0])
+    if mount is None:
+        report.say(f"{shown}: not a mount point")
+    return mount, shown
 
 
 def _is_link(path: bytes) -> bool:

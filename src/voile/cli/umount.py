@@ -38,13 +38,8 @@ def main(words: list[bytes]) -> int:
     if b"-h" in arguments:
         report.tell(HELP)
         return report.OK
-    if len(arguments.operands) != 1:
-        raise UsageError(f"one mount point is needed, {len(arguments.operands)} operands given")
-    point = arguments.operands[0]
-    shown = os.fsdecode(point)
-    mount = mounts.find(point)
+    mount, shown = mounts.named(arguments)
     if mount is None:
-        report.say(f"{shown}: not mounted")
         return report.MOUNT_FAILURE
     if not mounts.is_voile(mount):
         report.say(f"{shown}: mounted, but not by voile ({os.fsdecode(mount.fstype)})")

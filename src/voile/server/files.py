@@ -346,15 +346,15 @@ class FileOperations(Served):
         self, req: Request, fh_in: int, off_in: int, nodeid_out: int, fh_out: int, off_out: int,
         length: int, flags: int,
     ) -> int | Deferred:  # fmt: skip
-        src, (file, dst) = self._real(fh_in)[1], self._real(fh_out)
+        (source, src), (file, dst) = self._real(fh_in), self._real(fh_out)
         if file.node.flags:
             protect.may_copy_into(self.overlay, file.node)
         self._about_to_write(req, file)
         if length > _LONG:
             return self.later(
-                req, lambda: _copy_range(src, dst, length, off_in, off_out), replies.write_out
+                req, lambda: _copy_range(source, src, dst, length, off_in, off_out), replies.write_out
             )
-        return _copy_range(src, dst, length, off_in, off_out)
+        return _copy_range(source, src, dst, length, off_in, off_out)
 
     # --- syncing ---
 
@@ -412,7 +412,7 @@ class FileOperations(Served):
         return self.later(req, lambda: lost.syncfs(fd, pid))
 
 
-def _copy_range(src: int, dst: int, length: int, off_in: int, off_out: int) -> int:
+def _copy_range(source: File, src: int, dst: int, length: int, off_in: int, off_out: int) -> int:
     """copy_file_range(2), which is no read (ovl_copyfile): it leaves the access time of `src` alone."""
     flags = fcntl(src, F_GETFL)
     try:
@@ -422,4 +422,5 @@ def _copy_range(src: int, dst: int, length: int, off_in: int, off_out: int) -> i
     try:
         return os.copy_file_range(src, dst, length, off_in, off_out)
     finally:
-        fcntl(src, F_SETFL, flags)
+        # Not what was there before: another thread may be copying from the same file.
+        fcntl(src, F_SETFL, flags & ~os.O_NOATIME | source.flags & os.O_NOATIME)
