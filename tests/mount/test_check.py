@@ -252,6 +252,21 @@ def test_data_only_layers(layers):
     assert voile_check(made, *words)[0] == 4
 
 
+def test_data_behind_a_moved_directory(layers):
+    """The way to it goes through a directory of a lower layer that has a redirect of its own."""
+    made = layers(lowers=2)
+    plain(made)
+    (made.upper / "meta").touch()
+    put(made.upper / "meta", "metacopy", b"")
+    put(made.upper / "meta", "redirect", b"/new/sub/data")
+    (made.lowers[0] / "new").mkdir()
+    put(made.lowers[0] / "new", "redirect", b"/old")
+    (made.lowers[1] / "old/sub").mkdir(parents=True)
+    assert voile_check(made)[0] == 4
+    (made.lowers[1] / "old/sub/data").touch()
+    assert voile_check(made)[0] == 0
+
+
 def test_refused_while_mounted(layers, kernel_overlay, voile_overlay):
     made = layers()
     for overlay in (voile_overlay(made), kernel_overlay(made)):

@@ -22,6 +22,8 @@ class Terminal:
         if self.pid == 0:
             try:
                 os.chdir(cwd)
+                for each in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+                    signal.signal(each, signal.SIG_DFL)  # if the tests run in the background, or by nohup
                 # Not in the typed text: otherwise the echo of a command would look like the prompt.
                 environment = {**env, "PS1": PROMPT, "HISTFILE": "", "TERM": "dumb"}
                 arguments = ["bash", "--norc", "--noprofile", "--noediting", "-i"]

@@ -107,10 +107,10 @@ class Union:
             return rest
         return [root for root in self.lowers if root.layer.index > real.layer.index]
 
-    def _descend(self, real: RealDir, look: _Look) -> RealDir | None:
-        """The directory `look.path` below `real`; None where there is none."""
+    def _descend(self, real: RealDir, look: _Look, leave: int = 0) -> RealDir | None:
+        """The directory `look.path`, but for its last `leave` components below `real`, or None."""
         parts = [each for each in look.path.split(b"/") if each]
-        for number, part in enumerate(parts):
+        for number, part in enumerate(parts[: len(parts) - leave]):
             try:
                 st = os.stat(part, dir_fd=self.fds.fd(real), follow_symlinks=False)
             except OSError as exc:
@@ -151,14 +151,16 @@ class Union:
         Args:
             path: its redirect, or its name; in further layers on the way others may follow.
         """
+        look = _Look(path)
         roots = self._below_file(reals[0], path, reals[1:])
-        while roots:
+        while roots and not look.stop:
             root, roots = roots[0], roots[1:]
-            directory, _slash, name = path.rpartition(b"/")
-            real = self._descend(root, _Look(directory))
-            if real is None:
+            before, name = look.redirect, look.path.rpartition(b"/")[2]
+            directory = self._descend(root, look, leave=1)
+            roots = self._below(root, look, before, roots)
+            if directory is None:
                 continue
-            at = xattrs.proc_path(self.fds.fd(real), name)
+            at = xattrs.proc_path(self.fds.fd(directory), name)
             try:
                 if not stat.S_ISREG(os.lstat(at).st_mode):
                     return False
@@ -173,8 +175,10 @@ class Union:
             if redirect is not None:
                 if invalid_redirect(redirect):
                     return False
-                path = redirect if redirect[:1] == b"/" or not directory else directory + b"/" + redirect
-                roots = self._below_file(root, path, roots)
+                place, slash, _name = look.path.rpartition(b"/")
+                look.path = redirect if redirect[:1] == b"/" else place + slash + redirect
+                roots = self._below_file(root, look.path, roots)
+        path = look.path
         return path[:1] == b"/" and any(self._is_data(root, path.lstrip(b"/")) for root in self.datas)
 
     def _below_file(self, real: RealDir, path: bytes, rest: Sequence[RealDir]) -> Sequence[RealDir]:
