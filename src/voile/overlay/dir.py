@@ -368,10 +368,12 @@ def _remove(ofs: Overlay, node: Node, parent: Dir, name: bytes) -> None:
             ofs.whiteouts.make(fd, name)
         elif namei.lower_positive(ofs, parent, name):
             ofs.whiteouts.cover(upper, name, is_dir=node.is_dir)
-        elif not node.is_dir:
+        elif not isinstance(node, Dir):
             os.unlink(name, dir_fd=fd)
-        else:
+        elif node.lowers or ofs.aufs:
             _remove_upper_dir(ofs, fd, name)
+        else:
+            os.rmdir(name, dir_fd=fd)  # whiteouts that somebody else has put there stay (ovl_pure_upper)
     except OSError:
         release_hold(node)
         raise

@@ -92,6 +92,7 @@ def _move(
     assert old_upper is not None and new_upper is not None
     old_fd, new_fd = ofs.fds.fd(old_upper), ofs.fds.fd(new_upper)
     same_dir = old_parent is new_parent
+    lowers = new.lowers if isinstance(new, Dir) else ()
     over_whiteout = new is None and _is_whiteout(ofs, new_fd, new_name)
     flags, clean_whiteout = RENAME_EXCHANGE, False
     if not exchange:
@@ -136,6 +137,8 @@ def _move(
         _rehook(new, new_parent, new_name, old_parent, old_name)
         return
     if new is not None:
+        if isinstance(new, Dir):
+            new.lowers = lowers  # to who has it open it is a merged directory still
         overlay_dir.gone(ofs, new, new_parent, new_name)
     old_parent.children.pop(old_name, None)
     _rehook(old, old_parent, old_name, new_parent, new_name)

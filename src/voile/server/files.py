@@ -137,6 +137,8 @@ class FileOperations(Served):
         if overlay.fds.full:
             overlay.fds.trim()
         if flags & os.O_ACCMODE == os.O_ACCMODE:
+            if node.flags:
+                protect.may_open(overlay, node, flags)
             flags &= ~os.O_ACCMODE  # for ioctls alone: neither reading nor writing, no copy-up (OPEN_FMODE)
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             if node.flags:
@@ -331,6 +333,7 @@ class FileOperations(Served):
         """What the kernel asks for with a flag where it sends a WRITE."""
         if req.uid != 0 and self.overlay.stat(file.node).st_mode & (stat.S_ISUID | stat.S_ISGID):
             attr.drop_privileges(self.overlay, file.node, self.keeps_sgid(req))
+            self.overlay.changed(file.node)  # after these calls the kernel asks for size and times only
 
     def fallocate(self, req: Request, fh: int, offset: int, length: int, mode: int) -> Deferred | None:
         file, fd = self._real(fh)

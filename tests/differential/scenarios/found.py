@@ -176,4 +176,29 @@ PROGRAMS = {
             (2, "copy_file_range", Slot(2), Slot(2), 1, 4096, 70000),
         ],
     ),
+    "rmdir_of_a_whiteout_above_nothing": Program(
+        upper=[("metacopy", b"g", b"/a/b/g")],
+        data=[[("dir", b"a/b", 0o777, (2000, 1000), None)]],
+        steps=[(0, "rmdir", b"a/b")],
+    ),
+    "immutable_for_ioctls_alone": Program(
+        upper=[("marked", b"a/b", "trusted.overlay.protattr", b"i")],
+        steps=[(0, "open", Slot(1), b"a/b", os.O_ACCMODE | os.O_NONBLOCK), (0, "close", Slot(1))],
+    ),
+    # The kernel does not ask for the mode after these calls.
+    "set_id_bits_after_fallocate": Program(
+        lowers=[[("file", b"f", b"page" * 2048, 0o4755, (2000, 3000), None)]],
+        steps=[(2, "open", Slot(3), b"f", os.O_WRONLY), (2, "fallocate", Slot(3), 16, 1, 10000)],
+    ),
+    "link_count_of_a_merged_directory_that_was_replaced": Program(
+        lowers=[[("file", b"c/b", b"x")]],
+        steps=[
+            (0, "mkdir", b"f", 0o777),
+            (0, "rename", b"c/b", b"f/b", 0),
+            (2, "open", Slot(4), b"c", os.O_RDONLY),
+            (0, "mkdir", b"a", 0o777),
+            (0, "rename", b"a", b"c", 0),
+            (2, "futimens", Slot(4), 0, 0),
+        ],
+    ),
 }
