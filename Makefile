@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := test
-.PHONY: test lint types contracts unit fuzz soak bench system clean
+.PHONY: test lint types contracts unit fuzz crash-points soak bench system clean
 
 test: system lint types contracts unit
 
@@ -42,6 +42,11 @@ fuzz: $(BIN)/.stamp
 soak: $(BIN)/.stamp
 	@sh tools/system-packages.sh
 	cd tests && PYTHONPATH=.:../src ../$(BIN)/python -m concurrency.soak --minutes $(MINUTES) $(SOAK_ARGS)
+
+# The daemon killed, and failing, at every step of every change. `make test` leaves some of them out.
+crash-points: $(BIN)/.stamp
+	@sh tools/system-packages.sh
+	VOILE_CRASH_POINTS=all $(BIN)/python -m pytest tests/faults/test_crash_points.py
 
 bench: $(BIN)/.stamp
 	@sh tools/system-packages.sh
