@@ -84,7 +84,7 @@ def leftovers(up, low):
     (work / "work/#2").touch()
     (work / "#probe1").mkdir()
     whiteout(work / "work/#3")  # the kernel keeps one
-    return [("leftover", "wk/#probe1"), ("leftover", "wk/work/#1"), ("leftover", "wk/work/#2")]
+    return [("leftover", f"{work.name}/{left}") for left in ("#probe1", "work/#1", "work/#2")]
 
 
 PLAIN = (

@@ -6,7 +6,6 @@ import errno
 import os
 
 from voile.cli import mounts, report
-from voile.cli.arguments import FLAG, Options, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,19 +21,15 @@ was changed before is on the disk then; the mount goes on as before.
 Exit status: 0 all is on the disk; 1 usage or permission; 32 not a voile mount, or busy; 74 data was lost.
 """
 
-_OPTIONS: Options = {(b"-h", b"--help"): FLAG}
 _PROGRESS_S = 0.2
 
 
 def main(words: list[bytes]) -> int:
     """Run `voile checkpoint`."""
-    arguments = parse(words, _OPTIONS)
-    if b"-h" in arguments:
-        report.tell(HELP)
-        return report.OK
-    mount, shown = mounts.named(arguments)
-    if mount is None:
-        return report.MOUNT_FAILURE
+    found = mounts.only(words, HELP)
+    if isinstance(found, int):
+        return found
+    mount, shown = found
     return take(mount, shown)
 
 
@@ -58,9 +53,7 @@ def failed(mount: Mount, shown: str, error: OSError) -> int:
     from voile.server.control import LostData
 
     if isinstance(error, LostData):
-        name = errno.errorcode.get(error.errno or 0, str(error.errno))
-        report.say(f"{shown}: the upper file system has lost data: {error.strerror} ({name})")
-        return report.LOST_DATA
+        return mounts.say_lost(shown, error)
     if error.errno == errno.EBUSY:
         report.say(f"{shown}: in use (a file is open for writing, or another checkpoint is being taken)")
     else:

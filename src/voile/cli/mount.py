@@ -46,11 +46,9 @@ def main(words: list[bytes], from_helper: bool = False) -> int:
         what = "a source and a mount point" if from_helper else "one mount point"
         raise UsageError(f"{what} needed, {len(arguments.operands)} operands given")
     options = arguments.all(b"-o")
-    if any(b"remount" in item for item in options):
-        from voile.cli import remount
-
-        if remount.asked_for(options):
-            return remount.main(options, target)
+    status = remounted(options, target)
+    if status is not None:
+        return status
     # Container engines unpack images as for fuse-overlayfs, which always looks for these.
     engine = from_helper and not source
     params = build(options, source[0] if source else None, aufs_whiteouts=engine)
@@ -59,6 +57,16 @@ def main(words: list[bytes], from_helper: bool = False) -> int:
         params.subtype = fstype.removeprefix(b"fuse.").removeprefix(b"fuseblk.")
     debug = b"-d" in arguments
     return mount(params, target, foreground=debug or b"-f" in arguments, debug=debug)
+
+
+def remounted(options: list[bytes], target: bytes) -> int | None:
+    """Remount, if the `-o` values ask for it: the exit status; None: they do not."""
+    if any(b"remount" in item for item in options):
+        from voile.cli import remount
+
+        if remount.asked_for(options):
+            return remount.main(options, target)
+    return None
 
 
 def build(

@@ -69,11 +69,9 @@ def _main(words: list[bytes]) -> int:
     if namespace is not None:
         _enter(namespace)
     options = arguments.all(b"-o")
-    if any(b"remount" in item for item in options):
-        from voile.cli import remount
-
-        if remount.asked_for(options):
-            return remount.main(options, target)
+    status = mount.remounted(options, target)
+    if status is not None:
+        return status
     params = mount.build(options, source, sloppy=b"-s" in arguments)
     if b"-f" in arguments:
         return report.OK

@@ -6,6 +6,7 @@ import errno
 import os
 
 from voile.cli import report
+from voile.cli.arguments import FLAG, Options, parse
 from voile.linux import mountinfo
 from voile.overlay.params import UsageError
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from voile.cli.arguments import Arguments
 
+_HELP_ONLY: Options = {(b"-h", b"--help"): FLAG}
 _UNREACHABLE = (errno.ENOTCONN, errno.ECONNABORTED)
 
 
@@ -49,6 +51,16 @@ def named(arguments: Arguments) -> tuple[mountinfo.Mount | None, str]:
     return mount, shown
 
 
+def only(words: list[bytes], usage: str) -> tuple[mountinfo.Mount, str] | int:
+    """As `named`, of a command that has no options but --help, and `usage` for that; or its exit status."""
+    arguments = parse(words, _HELP_ONLY)
+    if b"-h" in arguments:
+        report.tell(usage)
+        return report.OK
+    mount, shown = named(arguments)
+    return report.MOUNT_FAILURE if mount is None else (mount, shown)
+
+
 def _is_link(path: bytes) -> bool:
     try:
         return os.path.islink(path)
@@ -76,6 +88,13 @@ def why(mount: mountinfo.Mount, error: OSError) -> str:
     if is_voile(mount):
         return error.strerror or str(error)
     return f"not a voile mount ({os.fsdecode(mount.fstype)})"
+
+
+def say_lost(shown: str, error: OSError) -> int:
+    """Say that data was lost, by the words and the name of the errno; the exit status for it."""
+    name = errno.errorcode.get(error.errno or 0, error.errno)
+    report.say(f"{shown}: the upper file system has lost data: {error.strerror} ({name})")
+    return report.LOST_DATA
 
 
 def _dead(mount: mountinfo.Mount, error: OSError) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from voile.cli import mounts, report
-from voile.cli.arguments import FLAG, Options, parse
 
 HELP = """usage: voile shutdown MOUNTPOINT
 
@@ -13,18 +12,13 @@ Unmounting works; the marker of a volatile mount stays.
 Exit status: 0 shut down; 1 usage or permission; 32 not a voile mount.
 """
 
-_OPTIONS: Options = {(b"-h", b"--help"): FLAG}
-
 
 def main(words: list[bytes]) -> int:
     """Run `voile shutdown`."""
-    arguments = parse(words, _OPTIONS)
-    if b"-h" in arguments:
-        report.tell(HELP)
-        return report.OK
-    mount, shown = mounts.named(arguments)
-    if mount is None:
-        return report.MOUNT_FAILURE
+    found = mounts.only(words, HELP)
+    if isinstance(found, int):
+        return found
+    mount, shown = found
 
     from voile.server import control
 
