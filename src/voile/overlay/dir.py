@@ -368,24 +368,32 @@ def _remove(ofs: Overlay, node: Node, parent: Dir, name: bytes) -> None:
             ofs.whiteouts.make(fd, name)
         elif namei.lower_positive(ofs, parent, name):
             ofs.whiteouts.cover(upper, name, is_dir=node.is_dir)
-        elif not isinstance(node, Dir):
-            os.unlink(name, dir_fd=fd)
-        elif node.lowers or ofs.aufs:
-            _remove_upper_dir(ofs, fd, name)
+        elif isinstance(node, Dir):
+            _remove_upper_dir(ofs, node, fd, name)
         else:
-            os.rmdir(name, dir_fd=fd)  # whiteouts that somebody else has put there stay (ovl_pure_upper)
+            os.unlink(name, dir_fd=fd)
     except OSError:
         release_hold(node)
         raise
     gone(ofs, node, parent, name)
 
 
-def _remove_upper_dir(ofs: Overlay, dir_fd: int, name: bytes) -> None:
+def may_hold_whiteouts(ofs: Overlay, node: Dir) -> bool:
+    """Whether whiteouts in an upper directory are the overlay's own (not `ovl_pure_upper`).
+
+    In one that never had anything below it, somebody else has put them there, and they stay.
+    """
+    if node.lowers or ofs.aufs or node.upper is None:
+        return True
+    return xattrs.get(xattrs.proc_fd(ofs.fds.fd(node.upper)), ofs.names.origin, follow=True) is not None
+
+
+def _remove_upper_dir(ofs: Overlay, node: Dir, dir_fd: int, name: bytes) -> None:
     """Removes a directory that shows nothing, but may hold whiteouts."""
     try:
         os.rmdir(name, dir_fd=dir_fd)
     except OSError as exc:
-        if exc.errno not in (ENOTEMPTY, EEXIST):
+        if exc.errno not in (ENOTEMPTY, EEXIST) or not may_hold_whiteouts(ofs, node):
             raise
         temp = ofs.temp_name()
         files.renameat2(dir_fd, name, ofs.work_fd, temp, files.RENAME_NOREPLACE)
