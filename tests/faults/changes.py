@@ -51,7 +51,6 @@ def build(layers):
     (upper / "emptyplain").mkdir()
     (upper / "only whiteouts").mkdir()
     os.mknod(upper / "only whiteouts" / "w", 0o020000, 0)
-    os.setxattr(upper / "only whiteouts", "trusted.overlay.origin", b"")  # copied up once
     for layer in (bottom, upper):
         (layer / "heir").mkdir()
         os.chown(layer / "heir", 0, 50)

@@ -368,32 +368,22 @@ def _remove(ofs: Overlay, node: Node, parent: Dir, name: bytes) -> None:
             ofs.whiteouts.make(fd, name)
         elif namei.lower_positive(ofs, parent, name):
             ofs.whiteouts.cover(upper, name, is_dir=node.is_dir)
-        elif isinstance(node, Dir):
-            _remove_upper_dir(ofs, node, fd, name)
-        else:
+        elif not node.is_dir:
             os.unlink(name, dir_fd=fd)
+        else:
+            _remove_upper_dir(ofs, fd, name)
     except OSError:
         release_hold(node)
         raise
     gone(ofs, node, parent, name)
 
 
-def may_hold_whiteouts(ofs: Overlay, node: Dir) -> bool:
-    """Whether whiteouts in an upper directory are the overlay's own (not `ovl_pure_upper`).
-
-    In one that never had anything below it, somebody else has put them there, and they stay.
-    """
-    if node.lowers or ofs.aufs or node.upper is None:
-        return True
-    return xattrs.get(xattrs.proc_fd(ofs.fds.fd(node.upper)), ofs.names.origin, follow=True) is not None
-
-
-def _remove_upper_dir(ofs: Overlay, node: Dir, dir_fd: int, name: bytes) -> None:
+def _remove_upper_dir(ofs: Overlay, dir_fd: int, name: bytes) -> None:
     """Removes a directory that shows nothing, but may hold whiteouts."""
     try:
         os.rmdir(name, dir_fd=dir_fd)
     except OSError as exc:
-        if exc.errno not in (ENOTEMPTY, EEXIST) or not may_hold_whiteouts(ofs, node):
+        if exc.errno not in (ENOTEMPTY, EEXIST):
             raise
         temp = ofs.temp_name()
         files.renameat2(dir_fd, name, ofs.work_fd, temp, files.RENAME_NOREPLACE)

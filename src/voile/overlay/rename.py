@@ -229,7 +229,7 @@ def _clear(ofs: Overlay, node: Dir, parent: Dir, name: bytes) -> None:
     The new one is opaque, so that it shows the same (`ovl_clear_empty`).
     """
     assert node.upper is not None and parent.upper is not None
-    if readdir.holds_nothing(ofs, node.upper) or not overlay_dir.may_hold_whiteouts(ofs, node):
+    if readdir.holds_nothing(ofs, node.upper):
         return
     old_fd = ofs.fds.fd(node.upper)
     st = os.fstat(old_fd)

@@ -49,12 +49,14 @@ class Side:
         below = []
         calls = [*program.lowers, *program.data]
         parts = list(zip(layers.lowers, calls))
+        data = layers.lowers[len(program.lowers) :]  # no directory of theirs is merged
         if layers.upper:
             parts.insert(0, (layers.upper, program.upper))
         for path, each in reversed(parts):
             nested = path != layers.upper and program.lowers_on == "overlay"
             build(Layer(path, "userxattr" in program.options), each, below, nested)
-            below.insert(0, os.fsencode(path))
+            if path not in data:
+                below.insert(0, os.fsencode(path))
         self.lowers = [snapshot.raw(lower) for lower in layers.lowers]
         self.sick = fsck.complaints(layers, self.options)
         upper = [snapshot.raw(layers.upper)] if layers.upper else []

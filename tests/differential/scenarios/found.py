@@ -176,30 +176,6 @@ PROGRAMS = {
             (2, "copy_file_range", Slot(2), Slot(2), 1, 4096, 70000),
         ],
     ),
-    "rmdir_of_a_whiteout_above_nothing": Program(
-        upper=[("metacopy", b"g", b"/a/b/g")],
-        data=[[("dir", b"a/b", 0o777, (2000, 1000), None)]],
-        steps=[(0, "rmdir", b"a/b")],
-    ),
-    "rmdir_of_stray_whiteouts": Program(
-        upper=[("dir", b"a"), ("whiteout", b"a/w")],
-        steps=[(0, "rmdir", b"a")],
-    ),
-    "rename_over_stray_whiteouts": Program(
-        upper=[("dir", b"a"), ("whiteout", b"a/w"), ("dir", b"b")],
-        steps=[(0, "rename", b"b", b"a", 0), (0, "list", b"a")],
-    ),
-    "rmdir_of_whiteouts_in_what_was_copied_up": Program(
-        upper=[("dir", b"a"), ("whiteout", b"a/w"), ("marked", b"a", "trusted.overlay.origin", b"")],
-        steps=[(0, "rmdir", b"a")],
-    ),
-    "rename_over_whiteouts_in_what_was_copied_up": Program(
-        upper=[
-            ("dir", b"a"), ("whiteout", b"a/w"), ("dir", b"b"),
-            ("marked", b"a", "trusted.overlay.origin", b""),
-        ],
-        steps=[(0, "rename", b"b", b"a", 0), (0, "list", b"a")],
-    ),
     "immutable_for_ioctls_alone": Program(
         upper=[("marked", b"a/b", "trusted.overlay.protattr", b"i")],
         steps=[(0, "open", Slot(1), b"a/b", os.O_ACCMODE | os.O_NONBLOCK), (0, "close", Slot(1))],
