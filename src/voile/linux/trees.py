@@ -26,8 +26,13 @@ _DEPTH = 100
 def open_directory(dirfd: int, name: bytes) -> int:
     """Open a directory for reading, also one of our own that has no permissions (overlay work directories).
 
-    Such a directory has mode 0700 afterwards. Raises OSError: ELOOP or ENOTDIR for anything but a directory.
+    Such a directory has mode 0700 afterwards. Its access time stays as it is where the caller may have that
+    (who has it open still sees it). Raises OSError: ELOOP or ENOTDIR for anything but a directory.
     """
+    try:
+        return os.open(name, _OPEN | os.O_NOATIME, dir_fd=dirfd)
+    except PermissionError:
+        pass
     try:
         return os.open(name, _OPEN, dir_fd=dirfd)
     except PermissionError:

@@ -176,6 +176,17 @@ PROGRAMS = {
             (2, "copy_file_range", Slot(2), Slot(2), 1, 4096, 70000),
         ],
     ),
+    # What empties a removed directory does not count as reading it.
+    "access_time_of_a_directory_that_was_removed": Program(
+        upper=[("whiteout", b"a/b/c")],
+        lowers=[[("dir", b"a/b")]],
+        steps=[
+            (0, "open", Slot(5), b"a/b", os.O_NONBLOCK),
+            (0, "futimens", Slot(5), 1000000000000000000, 1234567890123456789),
+            (0, "rmdir", b"a/b"),
+            (0, "getdents", Slot(5)),
+        ],
+    ),
     "immutable_for_ioctls_alone": Program(
         upper=[("marked", b"a/b", "trusted.overlay.protattr", b"i")],
         steps=[(0, "open", Slot(1), b"a/b", os.O_ACCMODE | os.O_NONBLOCK), (0, "close", Slot(1))],
