@@ -27,6 +27,8 @@ from support.overlays import KernelOverlay, Layers, VoileError, VoileOverlay
 from support.users import ChildFailed
 from voile.cli import mount as cli_mount
 
+# What `voile check` says of an entry of the index.
+ORPHANED = "orphaned: nothing shows the file any more"
 # Inode numbers that are never given out twice: what was seen under one can be followed through all steps.
 NO_REUSE = {"tmpfs", "big-tmpfs", "btrfs"}
 
@@ -275,6 +277,10 @@ class Match:
             lines += titled("raw work", snapshot.differences(theirs.work, ours.work))
         if theirs.upper is not None:
             checks = [complaints(side) for side in (theirs, ours)]
+            orphans = [sum(ORPHANED in line for line in found) for found in checks]
+            if orphans[0] == orphans[1] and (program.upper or len(program.lowers) > 1):
+                # … so that both leave the entry when the last name has gone that could be seen.
+                checks = [[line for line in found if ORPHANED not in line] for found in checks]
             # What the program has put into the upper itself (a redirect to nowhere) stays there.
             if checks[0] != checks[1] or not theirs.sick:
                 lines += titled("check of the kernel's layers", checks[0])
@@ -312,7 +318,7 @@ def complaints(side):
     """Of `voile check`."""
     found = fsck.complaints(side.layers, side.options)
     if side.program.upper or len(side.program.lowers) > 1:
-        # A name of a lower hard link that was hidden before there was an index counts, for the kernel too.
+        # A name of a lower hard link that was hidden before there was an index counts, for the kernel too,
         found = [line for line in found if ": nlink: " not in line]
     return found
 
