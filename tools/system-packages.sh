@@ -17,6 +17,7 @@ need attr setfattr
 need btrfs-progs mkfs.btrfs
 need dpkg dpkg-deb
 need e2fsprogs mkfs.ext4
+need eatmydata eatmydata
 need fuse-overlayfs fuse-overlayfs
 need fuse3 fusermount3
 need gcc gcc

@@ -62,7 +62,7 @@ def expected(failed, call):
     # fs/overlayfs/super.c, ovl_sync_fs: -EIO, whatever was lost.
     if call.startswith("syncfs"):
         return errno.EIO
-    # The kernel strips the flags and never looks at the error state (measured on 6.18): we say the truth.
+    # The kernel syncs the real file and knows of that one only (measured on 6.18): we say the truth.
     if call.endswith("sync-write") and failed.name == "kernel":
         return 0
     return failed.errno
