@@ -255,7 +255,7 @@ def _still_impure(ofs: Overlay, node: Dir, raw: Iterator[list[Entry]]) -> Iterat
     if second is None and lasting and layer.index == 0 and ofs.writable:
         number = ofs.map_ino
         try:
-            if all(_looked_up(ofs, node, real, *entry) == number(layer, entry[1]) for entry in first):
+            if all(_looked_up(ofs, node, real, *entry) in (-1, number(layer, entry[1])) for entry in first):
                 drop_impure(ofs, node)
         except OSError:
             pass  # nobody knows what cannot be looked up

@@ -21,8 +21,9 @@ LOST = ("EPERM", "EINVAL", "EIO", "ESTALE", "EACCES")
 def kernel_oddity(step, outcome):
     """Whether voile is not even asked, since the kernel's answer is one that voile need not give."""
     verb = step[1]
-    if verb in ("fchmod", "fchown", "futimens", "fsetxattr") and outcome == "EEXIST":
-        # On an unlinked lower file: the kernel looks for its directory and gives up; voile copies up.
+    if verb in ("fchmod", "fchown", "futimens", "fsetxattr") and outcome in ("EEXIST", "ENOENT"):
+        # On an unlinked lower file: the kernel looks for its directory and gives up (or that has gone, too);
+        # voile copies up.
         return True
     if verb == "ro" and outcome == os.strerror(errno.EBUSY):
         # A file that is open and has lost its names counts (s_remove_count). FUSE goes by what stat(2) shows,
@@ -113,8 +114,8 @@ def _remove(program, step, expected, got):
 
 
 def _rename(program, step, expected, got):
-    # The names of a hard link to what can have no user.* attributes, and so no origin.
-    return expected == "ESTALE" and got is None and "userxattr" in program.options
+    # The names of a hard link to what can have no user.* attributes, and so no origin: two inodes there.
+    return expected in ("ESTALE", "EACCES") and got is None and "userxattr" in program.options
 
 
 def _listed(program, step, expected, got):

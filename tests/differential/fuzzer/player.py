@@ -170,6 +170,15 @@ class Player:
         # FUSE sets the times when the page is written back, not when it is first written to.
         return "passthrough=off" not in self.daemon
 
+    def _truncate(self, who, arguments):
+        # The kernel may know two names of a file as two inodes (one comes from O_TMPFILE, or had
+        # no origin); what chmod has done by one name, truncate(2) by the other does not see.
+        try:
+            st = os.stat(arguments[0])
+        except OSError:
+            return True
+        return st.st_nlink == 1 or not st.st_mode & 0o6000
+
     def _no_fifo(self, who, arguments):
         # It would wait for somebody at the other end.
         try:
@@ -186,6 +195,7 @@ WORTH = {
     "sendfile": Player._sendfile,
     **dict.fromkeys(("fchmod", "fchown", "futimens", "fsetxattr"), Player._fchange),
     "chattr": Player._chattr,
+    "truncate": Player._truncate,
     "mmap": Player._mmap,
     "mwrite": Player._mwrite,
     **dict.fromkeys(("read", "create"), Player._no_fifo),

@@ -187,6 +187,19 @@ PROGRAMS = {
             (0, "getdents", Slot(5)),
         ],
     ),
+    "impure_mark_where_only_a_whiteout_is_left": Program(
+        upper=[
+            ("moved", b"c", b"a/b/c", True),
+            ("dir", b"b/d/g"),
+            ("xwhiteout", b"b/d", b"w"),
+        ],
+        lowers=[[("big", b"h")]],
+        steps=[
+            (0, "rename", b"b/d", b"a/b/c/f", 1),
+            (0, "rename", b"h", b"a/b/c/f/a", 0),
+            (0, "rename", b"a/b/c/f/a", b"a/b/c/f/g/f", 0),
+        ],
+    ),
     "immutable_for_ioctls_alone": Program(
         upper=[("marked", b"a/b", "trusted.overlay.protattr", b"i")],
         steps=[(0, "open", Slot(1), b"a/b", os.O_ACCMODE | os.O_NONBLOCK), (0, "close", Slot(1))],
