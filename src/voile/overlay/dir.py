@@ -133,6 +133,9 @@ def link(ofs: Overlay, node: Node, parent: Dir, name: bytes) -> os.stat_result:
         protect.may_create(ofs, parent)
     if node.flags:
         protect.may_change(ofs, node)
+    if node.parent is None and not node.is_upper and not isinstance(node.extra, Indexed):
+        # Who has it open sees the link count of the lower file, by which FUSE judges; the kernel counts names.
+        raise OSError(ENOENT, "its last name has gone")
     copy_up(ofs, node, metadata=True)
 
     def make(dir_fd: int, real: bytes) -> None:

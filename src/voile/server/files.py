@@ -309,7 +309,7 @@ class FileOperations(Served):
         self, req: Request, fh: int, offset: int, data: memoryview, write_flags: int, flags: int
     ) -> int:
         file, fd = self._real(fh)
-        if file.node.flags and not flags & os.O_APPEND:
+        if file.node.flags and file.flags & ~flags & os.O_APPEND:
             protect.may_write_at(self.overlay, file.node)
         if write_flags & abi.WRITE_KILL_SUIDGID:
             attr.drop_privileges(self.overlay, file.node, self.keeps_sgid(req))

@@ -200,6 +200,35 @@ PROGRAMS = {
             (0, "rename", b"a/b/c/f/a", b"a/b/c/f/g/f", 0),
         ],
     ),
+    # Only who wants to be rid of O_APPEND is told that the file may be appended to alone.
+    "write_to_a_file_that_was_open_before_it_was_append_only": Program(
+        daemon=("passthrough=off",),
+        lowers=[[("file", b"d/f", b"x")]],
+        steps=[
+            (0, "open", Slot(0), b"d/f", os.O_RDWR | os.O_NONBLOCK),
+            (0, "chattr", b"d/f", 32),
+            (0, "write", Slot(0), b"x"),
+        ],
+    ),
+    "write_to_a_copied_up_file_that_was_open_before_it_was_append_only": Program(
+        lowers=[[("file", b"c/b", b"0123456789abcdef" * 256, 0o2644, (0, 0), None)]],
+        steps=[
+            (0, "open", Slot(2), b"c/b", os.O_RDWR | os.O_NONBLOCK),
+            (0, "fchmod", Slot(2), 0o6777),
+            (0, "fchown", Slot(2), 2000, 1000),
+            (0, "chattr", b"c/b", 32),
+            (0, "pwrite", Slot(2), b"0123456789abcdef" * 256, 5000),
+        ],
+    ),
+    "link_to_what_has_lost_its_name": Program(
+        daemon=("timeout=0",),
+        lowers=[[("big", b"c/d/b")]],
+        steps=[
+            (0, "open", Slot(0), b"c/d/b", os.O_ACCMODE | os.O_NONBLOCK),
+            (0, "unlink", b"c/d/b"),
+            (0, "link_fd", Slot(0), b"c/d/g"),
+        ],
+    ),
     "immutable_for_ioctls_alone": Program(
         upper=[("marked", b"a/b", "trusted.overlay.protattr", b"i")],
         steps=[(0, "open", Slot(1), b"a/b", os.O_ACCMODE | os.O_NONBLOCK), (0, "close", Slot(1))],
