@@ -134,7 +134,7 @@ def link(ofs: Overlay, node: Node, parent: Dir, name: bytes) -> os.stat_result:
     if node.flags:
         protect.may_change(ofs, node)
     if node.parent is None and not node.is_upper and not isinstance(node.extra, Indexed):
-        # Who has it open sees the link count of the lower file, by which FUSE judges; the kernel counts names.
+        # By stat(2), and so for FUSE, it still has the link count of the lower file; the kernel counts names.
         raise OSError(ENOENT, "its last name has gone")
     copy_up(ofs, node, metadata=True)
 

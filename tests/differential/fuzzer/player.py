@@ -1,7 +1,9 @@
 """Plays steps on a mount: knows the processes and their open files."""
 
+import errno
 import os
 import stat
+import time
 
 from differential.actors import Actor, kind_of
 from differential.fuzzer.accepted import has_flags
@@ -82,10 +84,15 @@ class Player:
         if verb == "rw" and self.read_only:
             return None  # FUSE asks nobody, and voile stays as it was mounted
         flags = {"forget": self.flags, "ro": MS_RDONLY, "rw": 0}[verb]
-        try:
-            syscalls.mount(None, self.point, None, MS_REMOUNT | flags)
-        except OSError as e:
-            return os.strerror(e.errno)
+        for pause in (0.001, 0.01, 0.1, None):
+            try:
+                syscalls.mount(None, self.point, None, MS_REMOUNT | flags)
+                break
+            except OSError as e:
+                # The inode of a file that has lost its names lives until FUSE's RELEASE is answered.
+                if e.errno != errno.EBUSY or pause is None:
+                    return os.strerror(e.errno)
+                time.sleep(pause)
         self.flags = flags
         return None
 
