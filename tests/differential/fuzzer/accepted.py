@@ -90,6 +90,8 @@ def _dots(program, step, expected, got):
 def _holes(program, step, expected, got):
     """The kernel's copy-up fills holes of less than 1 MiB, voile's keeps them."""
     whence = step[4]
+    if whence in (os.SEEK_DATA, os.SEEK_HOLE) and _does(program, ("swap",)):
+        return True  # each side has the other's files
     if whence == os.SEEK_DATA:
         return got == "ENXIO" if isinstance(got, str) else isinstance(expected, int) and got >= expected
     if whence == os.SEEK_HOLE:
