@@ -170,8 +170,8 @@ class Player:
         return not (self.has_upper and arguments[1] & 0x30 and kind_of(arguments[0]) == stat.S_IFDIR)
 
     def _mmap(self, who, arguments):
-        # What is append-only may not be mapped for writing, but FUSE does not know that it is.
-        return not (self.flagged and arguments[3] and arguments[4])
+        # What is append-only may not be mapped by who could write to it, but FUSE does not know that it is.
+        return not (self.flagged and arguments[3])
 
     def _mwrite(self, who, arguments):
         # FUSE sets the times when the page is written back, not when it is first written to.
