@@ -7,7 +7,7 @@ from itertools import islice
 
 from voile.fuse import abi, replies
 from voile.linux import creds, files
-from voile.overlay import attr, namei, protect, rename
+from voile.overlay import attr, namei, protect, rename, xattrs
 from voile.overlay import dir as overlay_dir
 from voile.overlay.dir import Caller
 from voile.overlay.inode import Dir, Node
@@ -180,7 +180,7 @@ class NameOperations(Served):
         if node.flags:
             protect.may_change(self.overlay, node)
         attr.setxattr(self.overlay, node, name, value, flags)
-        if setxattr_flags & abi.SETXATTR_ACL_KILL_SGID:
+        if setxattr_flags & abi.SETXATTR_ACL_KILL_SGID and name == xattrs.ACL_ACCESS:
             self._drop_sgid(node)
 
     def _drop_sgid(self, node: Node) -> None:

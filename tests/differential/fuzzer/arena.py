@@ -264,6 +264,13 @@ class Match:
         theirs.finish()
         ours.finish()
         lines = []
+        if {"userxattr", "index=on"} <= set(program.options):
+            # For special files, which can have no user.* attributes, the kernel makes entries of the index
+            # that it refuses itself.
+            try:
+                look(theirs.layers, self.overlay(KernelOverlay, theirs.layers), program.options)
+            except OSError as e:
+                return self._refused(theirs, e)
         # The kernel stores origins in the upper of a read-only mount, too.
         if theirs.upper is not None and not has_indexed_links(program) and "ro" not in program.options:
             # A copy-up that failed has marked the directory; special files have no user.* attributes; what

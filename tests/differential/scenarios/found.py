@@ -6,6 +6,8 @@ from differential.fuzzer.program import Program, Slot
 
 __all__ = ["PROGRAMS", "Slot", "os"]  # what pasted programs use
 
+ACL = bytes.fromhex("02000000 01000700ffffffff 04000000ffffffff 20000000ffffffff")
+
 PROGRAMS = {
     # The attributes of a directory are read only where something may lie below (ovl_lookup_data.last).
     "nofollow_last_lower": Program(
@@ -227,6 +229,14 @@ PROGRAMS = {
             (0, "open", Slot(0), b"c/d/b", os.O_ACCMODE | os.O_NONBLOCK),
             (0, "unlink", b"c/d/b"),
             (0, "link_fd", Slot(0), b"c/d/g"),
+        ],
+    ),
+    # FUSE sets its flag for both kinds of ACL.
+    "set_group_id_and_a_default_acl": Program(
+        steps=[
+            (0, "chmod", b".", 0o6777),
+            (0, "chown", b".", 2000, -1),
+            (2, "setxattr", b".", "system.posix_acl_default", ACL),
         ],
     ),
     "immutable_for_ioctls_alone": Program(
