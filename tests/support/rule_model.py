@@ -175,7 +175,10 @@ class Rule:
         self.directory.set(world.marker)
         return SimpleNamespace(
             overlay=SimpleNamespace(
-                sync=status, creds=SimpleNamespace(mounter=lambda: None), work_fd=self.directory.fd
+                sync=status,
+                creds=SimpleNamespace(mounter=lambda: None),
+                work_fd=self.directory.fd,
+                continuity=None,
             ),
             session=SimpleNamespace(exchange=lambda make: None, fd=-1),
             pool=SimpleNamespace(outstanding=0, submit=lambda work, over: None),
@@ -259,7 +262,7 @@ class Events:
                 status = self.rule.sync_status(synced)
                 checkpoint = self.rule.checkpoint(self.rule.served(synced, status))
                 answer = checkpoint.take().finish(code)
-                self._check_checkpoint(synced, checkpoint)
+                self._check_checkpoint(synced, checkpoint, answer)
                 synced = self._noted(synced, status)
                 going_on = not isinstance(answer, dict)  # Late: it syncs once more
                 yield synced._replace(mounted=synced.mounted._replace(checkpointing=going_on))
@@ -270,15 +273,14 @@ class Events:
                 status = self.rule.sync_status(synced)
                 checkpoint = self.rule.checkpoint(self.rule.served(synced, status))
                 answer = checkpoint._finish(code)
-                self._check_checkpoint(synced, checkpoint)
-                if answer["error"] is None and synced.mounted.lost:
-                    raise FalseOk("a checkpoint says OK")
+                self._check_checkpoint(synced, checkpoint, answer)
                 synced = self._noted(synced, status)
                 yield synced._replace(mounted=synced.mounted._replace(checkpointing=False))
 
-    def _check_checkpoint(self, world, checkpoint):
-        if checkpoint.time is not None and world.mounted.lost:
-            raise FalseOk("a checkpoint is recorded")
+    def _check_checkpoint(self, world, checkpoint, answer):
+        said = isinstance(answer, dict) and answer["error"] is None
+        if (said or getattr(checkpoint, "time", None)) and world.mounted.lost:
+            raise FalseOk("a checkpoint says OK")
 
     def _sync(self, world):
         """syncfs(2) on the mount's own descriptor: (world, errno), with the disk working and not."""
@@ -315,7 +317,7 @@ class Events:
                 status = self.rule.sync_status(synced)
                 checkpoint = self.rule.checkpoint(self.rule.served(synced, status))
                 answer = checkpoint.freeze(0).finish(code)
-                self._check_checkpoint(synced, checkpoint)
+                self._check_checkpoint(synced, checkpoint, answer)
                 there = self.rule.directory.look()
                 frozen = answer["error"] is None
                 if (frozen or not there) and synced.damaged:
@@ -330,8 +332,10 @@ class Events:
 
     def umount_sync_thaws(self, world):
         if world.mounted and world.mounted.frozen:
-            checkpoint = self.rule.checkpoint(self.rule.served(world, self.rule.sync_status(world)))
-            checkpoint._frozen = True
+            # One that has frozen a mount when there was no error yet.
+            healthy = SyncStatus(True, ModelProbe(0, 0))
+            checkpoint = self.rule.checkpoint(self.rule.served(world, healthy))
+            checkpoint.freeze(0).finish(0)
             checkpoint.thaw()
             record = world.record and self.rule.thawed(world.record)
             yield world._replace(
