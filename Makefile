@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := test
-.PHONY: test lint types contracts unit fuzz crash-points soak bench system clean
+.PHONY: test lint types contracts unit fuzz crash-points matrix soak bench system clean
 
 test: system lint types contracts unit
 
@@ -47,6 +47,11 @@ soak: $(BIN)/.stamp
 crash-points: $(BIN)/.stamp
 	@sh tools/system-packages.sh
 	VOILE_CRASH_POINTS=all $(BIN)/python -m pytest tests/faults/test_crash_points.py
+
+# What sync calls say: all file systems, errnos, mounts, probes and moments, counted. `make test` leaves some out.
+matrix: $(BIN)/.stamp
+	@sh tools/system-packages.sh
+	VOILE_MATRIX=all $(BIN)/python -m pytest tests/faults/test_whole_matrix.py
 
 bench: $(BIN)/.stamp
 	@sh tools/system-packages.sh

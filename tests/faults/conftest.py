@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from faults import matrix
 from faults.faultyfs import KINDS, FaultyFilesystem
 from support.overlays import KernelOverlay, VoileError, VoileOverlay, voile_missing
 
@@ -96,3 +97,9 @@ def opened():
     yield open_it
     for fd in fds:
         os.close(fd)
+
+
+def pytest_terminal_summary(terminalreporter):
+    if matrix.ALL and matrix.KEPT:
+        terminalreporter.section(f"fault matrix, Linux {os.uname().release}")
+        terminalreporter.line(matrix.table(matrix.KEPT))

@@ -60,9 +60,28 @@ class Place:
                 if mountinfo.at(self.layers.point):
                     subprocess.run([VOILE, "umount", self.layers.point], check=True)
 
+        return self._from_here(mounted)
+
+    def attempt(self):
+        """What `voile mount` says: (exit status, its output). If it mounts, it is unmounted."""
+
+        def attempt():
+            if self.name == "userns":
+                become_root_of_a_user_namespace()
+            os.chdir(self.layers.base)
+            try:
+                return voile("mount", "-o", self.options, self.layers.point)
+            finally:
+                os.chdir("/")
+                if mountinfo.at(self.layers.point):
+                    subprocess.run([VOILE, "umount", self.layers.point], check=True)
+
+        return self._from_here(attempt)
+
+    def _from_here(self, work):
         here = os.getcwd()
         try:
-            return self.act(mounted)
+            return self.act(work)
         finally:
             os.chdir(here)
 
