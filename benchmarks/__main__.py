@@ -109,6 +109,12 @@ class Bench:
                     system.umount()
                     shutil.rmtree(base)
 
+    def divide(self, label, by, wanted):
+        """A row of ratios of two others, round by round."""
+        for system in [system for one, system in self.figures if one == label]:
+            for over, under in zip(self.figures[label, system], self.figures[by, system], strict=True):
+                self.add(f"{label} / {by.partition(',')[0]}", "x", wanted, system, over / under)
+
     def memory(self, systems, files=200_000):
         lower = self.filesystems.directory("tmpfs") / "many"
         for i in range(200):
@@ -166,7 +172,8 @@ class Bench:
             cells = [f"{found[n]:.4g}" if n in found else "" for n in names]
             ours = found.get("voile")
             ratios = [
-                f"{ours / found[n]:.2f}" if ours and n in found else "" for n in ("kernel", "fuse-overlayfs")
+                f"{ours / found[n]:.2f}" if ours and n in found and unit != "x" else ""
+                for n in ("kernel", "fuse-overlayfs")
             ]
             row = [label, unit, *cells, *ratios, wanted]
             lines.append("| " + " | ".join(row) + " |")
@@ -242,6 +249,8 @@ def run(bench, filesystems, systems, wanted, entries):
         if Eatmydata.LIBRARY:
             each.append(Eatmydata())
         bench.compare(each, VOLATILE, small, "ext4", lambda point: (point / "f").write_bytes(b"x" * 4096))
+        for call in ("fsync", "fdatasync"):
+            bench.divide(f"{call}, volatile", "getattr, volatile", "<= 3")
     if "follow" in wanted:
         if any(s.name == "voile" for s in systems):
             systems = [*systems, Voile("voile, cpu_follow=off", "cpu_follow=off")]
