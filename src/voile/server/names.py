@@ -184,7 +184,7 @@ class NameOperations(Served):
             self._drop_sgid(node)
 
     def _drop_sgid(self, node: Node) -> None:
-        # Setting an access ACL by somebody outside the group (posix_acl_update_mode).
+        # Setting or removing an access ACL by somebody outside the group (ovl_set_acl).
         mode = self.overlay.stat(node).st_mode
         if mode & 0o2000:
             attr.chmod(self.overlay, node, mode & ~0o2000)
@@ -193,6 +193,8 @@ class NameOperations(Served):
         node = self.node(req.nodeid)
         if node.flags:
             protect.may_change(self.overlay, node)
+        if name == xattrs.ACL_ACCESS and not self.keeps_sgid(req)(self.overlay.stat(node).st_gid):
+            self._drop_sgid(node)  # FUSE has a flag for setting one only
         attr.removexattr(self.overlay, node, name)
 
 

@@ -240,6 +240,10 @@ class Match:
         ignore = {"one device"} if self.numbers else {"one device", "ino"}
         if has_indexed_links(program):
             ignore.add("nlink of a directory")
+        if "userxattr" in program.options and any(step[1] == "forget" for step in program.steps):
+            # A symbolic link that was copied up has no origin, and another number when it has been forgotten;
+            # what the kernel's FUSE keeps of the listing has the old one.
+            ignore.add("d_ino wrong")
         expected, seen = without_ghosts(theirs.tree, ours.tree), without_ghosts(ours.tree, theirs.tree)
         if self.numbers:
             expected, seen = (
@@ -264,13 +268,6 @@ class Match:
         theirs.finish()
         ours.finish()
         lines = []
-        if {"userxattr", "index=on"} <= set(program.options):
-            # For special files, which can have no user.* attributes, the kernel makes entries of the index
-            # that it refuses itself.
-            try:
-                look(theirs.layers, self.overlay(KernelOverlay, theirs.layers), program.options)
-            except OSError as e:
-                return self._refused(theirs, e)
         # The kernel stores origins in the upper of a read-only mount, too.
         if theirs.upper is not None and not has_indexed_links(program) and "ro" not in program.options:
             # A copy-up that failed has marked the directory; special files have no user.* attributes; what

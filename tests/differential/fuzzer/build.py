@@ -61,7 +61,12 @@ def _ends(directory):
 
 
 def _link(layer, old, new):
-    if _free(layer, new) and kind_of(_at(layer, old)) not in (None, stat.S_IFDIR) and _inside(layer, old):
+    if not (_free(layer, new) and _inside(layer, old)):
+        return
+    kind = kind_of(_at(layer, old))
+    # Special files can have no user.* attributes: the kernel makes entries of the index for them that have no
+    # origin, which it then refuses.
+    if kind == stat.S_IFREG or (kind not in (None, stat.S_IFDIR) and not layer.ordinary):
         layer.link(old, new)
 
 

@@ -41,6 +41,7 @@ class Player:
         self.has_upper = bool(program.upper)
         self.flagged = has_flags(program)
         self.on_xfs = program.on == "xfs"
+        self.allocates = any(step[1] == "fallocate" for step in program.steps)
         self.processes = {0: self.root}
         self.slots = {}
         self.flags = MS_RDONLY if self.read_only else 0
@@ -179,12 +180,16 @@ class Player:
         return "passthrough=off" not in self.daemon
 
     def _truncate(self, who, arguments):
-        # XFS does nothing at all where a file without a size gets none, not even to set-id bits.
         try:
             st = os.stat(arguments[0])
         except OSError:
             return True
-        return not self.on_xfs or st.st_size or not st.st_mode & 0o6000
+        # XFS does nothing at all where a file without a size gets none, not even to set-id bits.
+        if self.on_xfs and st.st_mode & 0o6000 and not st.st_size:
+            return False
+        # With the size it has: tmpfs changes the times where it has pages. The kernel's copy-up makes none
+        # for a hole, voile's does where the file has blocks elsewhere, behind its end.
+        return st.st_size != arguments[1] or not self.allocates
 
     def _ftruncate(self, who, arguments):
         fd = self._fill(who, arguments[0])

@@ -239,6 +239,13 @@ PROGRAMS = {
             (2, "setxattr", b".", "system.posix_acl_default", ACL),
         ],
     ),
+    "set_group_id_and_no_acl_any_more": Program(
+        steps=[
+            (0, "chmod", b".", 0o6777),
+            (1, "mkdir", b"f", 0o1777),
+            (1, "removexattr", b"f", "system.posix_acl_access"),
+        ],
+    ),
     "immutable_for_ioctls_alone": Program(
         upper=[("marked", b"a/b", "trusted.overlay.protattr", b"i")],
         steps=[(0, "open", Slot(1), b"a/b", os.O_ACCMODE | os.O_NONBLOCK), (0, "close", Slot(1))],
