@@ -366,8 +366,8 @@ def test_status_of_all_and_of_a_dead_one(tree):
     assert set(mine) == {
         "mountpoint", "lowerdir", "datadir", "upperdir", "workdir", "pid", "volatile", "metacopy", "state",
         "error", "errors", "error_code", "read_only", "probe", "watched", "not_watched",
-        "checkpoint", "poll_s", "syncfs", "passthrough", "omitted", "calibration", "saved_s",
-        "uptime_s",
+        "checkpoint", "reused", "hold", "poll_s", "syncfs", "passthrough", "omitted", "calibration",
+        "saved_s", "uptime_s",
     }  # fmt: skip
     assert set(mine["omitted"]) == {"fsync", "fdatasync", "fsyncdir", "syncfs", "osync"}
     fd = os.open(tree / "m" / "new", os.O_CREAT | os.O_WRONLY)

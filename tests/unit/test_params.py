@@ -164,7 +164,9 @@ def test_fsync(options, fsync):
     assert params.volatile == (fsync == "volatile")
 
 
-@pytest.mark.parametrize("option", [b"errors=remount-ro", b"errors=shutdown", b"probe=inode"])
+@pytest.mark.parametrize(
+    "option", [b"errors=remount-ro", b"errors=shutdown", b"probe=inode", b"reuse=auto", b"hold=on"]
+)
 def test_what_only_a_volatile_mount_has(option):
     checked(LAYERS, b"volatile", option)
     checked(b"lowerdir=/a", option)  # nothing to lose

@@ -14,6 +14,7 @@ HELP = f"""voile {__version__}: an overlay file system for throwaway trees
 usage: voile run [--name NAME] [--lower DIR] [-o OPTS] [--] COMMAND [ARGUMENT...]
        voile list [--json]
        voile discard NAME...
+       voile discard UPPER --work DIR
        voile mount [-f] [-d] -o OPTIONS MOUNTPOINT
        voile umount [-l] [--sync] MOUNTPOINT
        voile status [--json] [--watch] [--calibrate] [MOUNTPOINT]
@@ -21,13 +22,17 @@ usage: voile run [--name NAME] [--lower DIR] [-o OPTS] [--] COMMAND [ARGUMENT...
        voile checkpoint MOUNTPOINT
        voile shutdown MOUNTPOINT
        voile check UPPER [--work DIR] [--lower DIR]... [--data DIR]... [--userxattr] [--fix] [--json]
+       voile recover UPPER --work DIR [--accept-loss]
        voile SOURCE MOUNTPOINT -o OPTIONS        (as mount.fuse3 calls it)
        voile -o OPTIONS MOUNTPOINT               (as container engines call it)
 
 'voile COMMAND --help' says more about one of them.
 """
 
-COMMANDS = ("mount", "umount", "status", "sync", "checkpoint", "shutdown", "run", "list", "discard", "check")
+COMMANDS = (
+    "mount", "umount", "status", "sync", "checkpoint", "shutdown", "run", "list", "discard", "check",
+    "recover",
+)  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -117,6 +117,8 @@ def _dead(mount: mountinfo.Mount, error: OSError) -> dict[str, Any]:
         "watched": None,
         "not_watched": None,
         "checkpoint": None,
+        "reused": False,
+        "hold": False,
         "poll_s": None,
         "syncfs": "none",
         "passthrough": False,

@@ -132,6 +132,8 @@ def human(status: dict[str, Any]) -> str:
         add("saved", _saved(status))
     if status["not_watched"]:
         add("not watched", f"{status['not_watched']} written files, whose errors are not noticed")
+    if status["checkpoint"] is not None:
+        add("checkpoint", f"{status['checkpoint']}: everything up to then is on the disk")
     if status["errors"] not in (None, "continue"):
         add("errors", status["errors"])
     add("passthrough", "yes" if status["passthrough"] else "no")

@@ -49,6 +49,7 @@ class Device:
         """
         try:
             self.loop()
+            self.session.gone = True
         finally:
             if self.follow is not None:
                 self.follow.close()

@@ -49,6 +49,10 @@ class Session:
         self.views = [memoryview(self.buffer)]
         self.request = Request()
         self._destroyed = False
+        # DESTROY has come, the last request of a fuseblk mount: the kernel has nothing left to write.
+        self.said_goodbye = False
+        # The mount is gone, or its connection has been aborted: the device cannot tell which.
+        self.gone = False
         self._handlers: list[Handler] = [not_implemented] * 64
         self._agreed = list(self._handlers)
         #: Handle the request of the given length that was read into `buffer`.
@@ -172,6 +176,7 @@ class Session:
             self.operations.destroy()
 
     def _destroy(self, req: Request, buf: Buffer, size: int) -> Body:
+        self.said_goodbye = True
         self.finish()
         return None
 

@@ -60,6 +60,7 @@ UTIME_OMIT = 1 << 97
 STATX_BASIC_STATS = 0x7FF
 STATX_BTIME = 0x800
 STATX_MNT_ID = 0x1000
+STATX_MNT_ID_UNIQUE = 0x4000
 STATX_ATTR_COMPRESSED = 0x4
 STATX_ATTR_IMMUTABLE = 0x10
 STATX_ATTR_APPEND = 0x20
@@ -323,6 +324,15 @@ def statx_attributes(dirfd: int, path: bytes, flags: int = 0) -> int:
     check(_syscall_statx(libc.NR_STATX, dirfd, text(path), flags, 0, _ROOM), path)
     attributes: int = _attributes(_ROOM)[0]
     return attributes
+
+
+def unique_mount_id(fd: int) -> int:
+    """The number of the mount that `fd` (O_PATH will do) is in; no other mount gets it until the next boot.
+
+    0 where the kernel has no such number (before 6.8).
+    """
+    found = statx(fd, b"", AT_EMPTY_PATH, STATX_MNT_ID_UNIQUE)
+    return int(found.mnt_id) if found.mask & STATX_MNT_ID_UNIQUE else 0
 
 
 def getdents64(fd: int, buffer: bytearray | mmap) -> int:

@@ -49,6 +49,8 @@ class Params:
     fsync               "auto", "strict" or "volatile" (`volatile` is the same as fsync=volatile)
     errors, error_code  what a volatile mount does when data has been lost (see volatile.policy)
     probe               how errors are seen, one of volatile.policy.PROBES
+    reuse               "off", or "auto": a volatile upper may be used again where it is provably whole
+    hold                whether a process keeps the error probe after the unmount, so that this can be proven
     poll                seconds between two looks whether data has been lost; 0: only when somebody syncs
     userxattr           user.overlay.* in place of trusted.overlay.*
     redirect_dir        "on", "follow" or "nofollow", after `check` ("off" is resolved there)
@@ -67,9 +69,9 @@ class Params:
 
     __slots__ = (
         "allow_other", "aufs_whiteouts", "cpu_follow", "datadir", "default_permissions", "error_code",
-        "errors", "fsync", "fuseblk", "hidden", "index", "lowerdir", "lowerdir_list", "metacopy", "ms_flags",
-        "passthrough", "poll", "probe", "readonly", "redirect_dir", "source", "subtype", "timeout",
-        "upperdir", "userxattr", "uuid", "workdir", "xino",
+        "errors", "fsync", "fuseblk", "hidden", "hold", "index", "lowerdir", "lowerdir_list", "metacopy",
+        "ms_flags", "passthrough", "poll", "probe", "readonly", "redirect_dir", "reuse", "source", "subtype",
+        "timeout", "upperdir", "userxattr", "uuid", "workdir", "xino",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -84,6 +86,8 @@ class Params:
         self.error_code = policy.LATEST
         self.poll = 1.0
         self.probe = policy.AUTO
+        self.reuse = "off"
+        self.hold = False
         self.userxattr = False
         self.redirect_dir = ""
         self.metacopy = False
@@ -131,6 +135,11 @@ class Params:
             raise UsageError(f"option 'errors={self.errors}' needs 'volatile'")
         elif self.probe != policy.AUTO and not self.volatile:
             raise UsageError(f"option 'probe={self.probe}' needs 'volatile'")
+        elif (self.reuse != "off" or self.hold) and not self.volatile:
+            option = "hold=on" if self.hold else f"reuse={self.reuse}"
+            raise UsageError(f"option '{option}' needs 'volatile'")
+        elif self.hold and self.probe == policy.INODE:
+            raise UsageError("conflicting options: hold=on and probe=inode, which does not see all errors")
         self._make_absolute()
         if self.metacopy:
             self._check_metacopy()
@@ -422,6 +431,8 @@ _TABLE: dict[bytes, Handler] = {
     b"error_code": _choice("error_code", *policy.ERROR_CODES),
     b"poll": _seconds("poll"),
     b"probe": _choice("probe", *policy.PROBES),
+    b"reuse": _choice("reuse", "off", "auto"),
+    b"hold": _on_off("hold"),
     b"userxattr": _flag("userxattr", True),
     b"redirect_dir": _choice("redirect_dir", "on", "follow", "nofollow", "off"),
     b"xino": _choice("xino", "on", "off", "auto"),

@@ -23,7 +23,7 @@ from voile.overlay.layout import Layout, MountError, Place, private_pair, privat
 from voile.overlay.params import Params
 from voile.overlay.sweep import Sweeper
 from voile.overlay.whiteout import Maker
-from voile.volatile import chain, marker, policy, probe
+from voile.volatile import chain, marker, policy, probe, record
 from voile.volatile.sync_status import SyncStatus
 
 TYPE_CHECKING = False
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from voile.overlay.index import Index
     from voile.overlay.metacopy import Metacopy
     from voile.overlay.readdir import Look
+    from voile.volatile.probe import Probe
+    from voile.volatile.reuse import Continuity
 
     Submit = Callable[[Callable[[], Any], Callable[[Any, BaseException | None], None]], None]
 
@@ -90,6 +92,7 @@ class Overlay:
         "work_fd", "workdir_fd", "upper_fd", "index", "sync", "namelen", "samefs", "hidden", "creds",
         "whiteouts", "sweeper", "submit", "soon", "looks", "changed", "births_known", "origins",
         "warnings", "writable", "volatile", "follows_redirects", "metacopy", "meta", "data_layers", "aufs",
+        "continuity", "_marked",
         "_ino_shift", "_temp", "_tree_fd", "_locks", "_take_later", "_holder", "_made_work", "_active",
     )  # fmt: skip
 
@@ -136,14 +139,18 @@ class Overlay:
         self._holder = 0
         self._made_work = False
         self._active = False
+        # A marker of the last volatile mount is there, and no reason to refuse.
+        self._marked = False
+        # None: not volatile, and no volatile mount before that is on record.
+        self.continuity: Continuity | None = None
 
     @classmethod
     def open(cls, params: Params) -> Overlay:
         """Checks and opens everything; changes nothing yet.
 
         Raises:
-            OSError: `MountError`, `inuse.InUse`, `marker.Incompatible`, `probe.UnseenError`
-                or `probe.ProbeUnavailable`: `strerror` is one line for the user.
+            OSError: `MountError`, `inuse.InUse`, `marker.Incompatible`, `reuse.NotProven`,
+                `probe.UnseenError` or `probe.ProbeUnavailable`: `strerror` is one line for the user.
         """
         self = cls(params)
         if not os.path.exists(b"/proc/self/fd"):
@@ -170,19 +177,42 @@ class Overlay:
                 self._take_later.append(fd)
                 what = f"{place.role} '{os.fsdecode(place.path)}'"
                 self.warnings.append(f"{what} is still held by a detached mount; taking it over")
+        held = self._look_back(work, upper)
+        if self.volatile:
+            rules = policy.Policy(self.params.errors, self.params.error_code)
+            self.sync = SyncStatus(True, held or self._make_probe(), rules)
+
+    def _look_back(self, work: Place, upper: Place) -> Probe | None:
+        """Refuses what the last mount has left incomplete; the error probe that was held for this one."""
+        wanted = self.volatile and self.params.reuse != "off"
         try:
-            trees.look(work.fd, b"work", lambda fd: marker.check(fd, work.path))
+            self._marked = trees.look(work.fd, b"work", lambda fd: marker.check(fd, work.path, wanted))
         except OSError as exc:
             # Anything but a directory is cleared away, as the kernel does it.
             if exc.errno not in (ENOENT, ENOTDIR, ELOOP):
                 raise
-        if self.volatile:
-            rules = policy.Policy(self.params.errors, self.params.error_code)
-            soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            made = chain.create(self.params.probe, self._locks[1], self.params.userxattr, soft // 8)
-            if made.kind == policy.INODE and self.params.probe == policy.AUTO:
+        if not self.volatile and not record.exists(work.fd):
+            return None
+        from voile.volatile import reuse
+
+        self.continuity = reuse.Continuity(self._locks[0], self._locks[1], self.params.hold)
+        if wanted:
+            return self.continuity.admit(work.fd, self._marked, upper.path, work.path)
+        self.continuity.look(work.fd)
+        self.warnings += [f"{os.fsdecode(work.path)}: {each}" for each in self.continuity.warnings]
+        return None
+
+    def _make_probe(self) -> Probe:
+        soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        made = chain.create(self.params.probe, self._locks[1], self.params.userxattr, soft // 8)
+        if made.kind == policy.INODE:
+            if self.params.hold:
+                made.close()
+                message = "hold=on needs the exact error probe, which cannot be made here"
+                raise probe.ProbeUnavailable(EINVAL, message, self.params.workdir)
+            if self.params.probe == policy.AUTO:
                 self.warnings.append("errors are seen only of single files; 'voile status' says of how many")
-            self.sync = SyncStatus(True, made, rules)
+        return made
 
     def _open_layers(self, layout: Layout) -> None:
         if layout.upper is not None and layout.work is not None:
@@ -297,6 +327,8 @@ class Overlay:
         if not self.writable:
             return
         self._make_work()
+        if self.continuity is not None:
+            self.continuity.begin(self.workdir_fd, self.sync.probe)
         if self.volatile:
             marker.create_volatile(self.work_fd)
         if self.index is not None:
@@ -311,7 +343,7 @@ class Overlay:
             os.stat(b"work", dir_fd=self.workdir_fd, follow_symlinks=False)
         except FileNotFoundError:
             existed = False
-        self.sweeper.clear()
+        self.sweeper.clear(self._marked)
         for name in os.listdir(self._locks[1]):
             if name.startswith("#probe"):  # left by a mount that was killed
                 trees.remove(self.workdir_fd, os.fsencode(name))
@@ -336,10 +368,16 @@ class Overlay:
         for fd in self._take_later:
             inuse.take_later(fd)
 
-    def close(self) -> None:
+    def settle(self) -> None:
+        """The mount works, and requests are about to be answered."""
+        if self.continuity is not None:
+            self.continuity.settle()
+        self.sweeper.go_on()
+
+    def close(self, state: str = record.MOUNTED) -> None:
         """The end of the mount: syncs the upper, unless volatile, and closes everything.
 
-        A second call does nothing.
+        A second call does nothing. `state`: how it has ended, for a volatile mount's record.
 
         Raises:
             LostData: the error of that sync.
@@ -347,19 +385,30 @@ class Overlay:
         try:
             if self._active:
                 self._active = False
-                self._leave()
+                self._leave(state)
                 if not self.volatile:
                     self._sync()
+                    if self.continuity is not None:
+                        self.continuity.synced()
         finally:
             self._close_all()
 
-    def _leave(self) -> None:
+    def _leave(self, state: str) -> None:
         """Removes what only a live mount needs; what stays is removed by the next one."""
-        for remove in (self.whiteouts.close, lambda: inuse.erase(self.workdir_fd, self._holder)):
+        self.creds.mounter()
+        for step in (
+            self.whiteouts.close,
+            lambda: inuse.erase(self.workdir_fd, self._holder),
+            lambda: self._write_down(state),
+        ):
             try:
-                remove()
+                step()
             except OSError:
                 pass  # read-only since an error, most likely: of that the sync tells
+
+    def _write_down(self, state: str) -> None:
+        if self.volatile and self.continuity is not None:
+            self.continuity.end(state, self.sync, self.params.workdir or b"")
 
     def _sync(self) -> None:
         try:
@@ -376,14 +425,18 @@ class Overlay:
             if self.work_fd >= 0:
                 if self._made_work:
                     trees.remove(self.workdir_fd, b"work")
-                elif self.volatile:
+                elif self.volatile and not self._marked:
                     trees.remove(self.work_fd, b"incompat")
+            if self.continuity is not None:
+                self.continuity.abort()
         finally:
             self._close_all()
 
     def _close_all(self) -> None:
         self.sweeper.stop()
         self.sync.probe.close()
+        if self.continuity is not None:
+            self.continuity.close()
         self.fds.close()
         if self.index is not None:
             self.index.close()

@@ -15,6 +15,7 @@ from _thread import allocate_lock
 from errno import ELOOP, ENOENT, ENOTDIR
 
 from voile.linux import trees
+from voile.volatile import marker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,8 +57,10 @@ class Sweeper:
         except OSError:
             pass
 
-    def clear(self) -> None:
+    def clear(self, marked: bool = False) -> None:
         """Removes the directory ``work`` that a former mount has left, but for what holds too much.
+
+        `marked`: its marker of a volatile mount is to stay, as it is still true.
 
         Raises:
             OSError: something cannot be removed.
@@ -71,10 +74,10 @@ class Sweeper:
             trees.remove(workdir_fd, b"work")
             return
         try:
-            self._left = _clear(fd)
+            self._left = _clear(fd, marked)
         finally:
             os.close(fd)
-        if not self._left:
+        if not self._left and not marked:
             os.rmdir(b"work", dir_fd=workdir_fd)
 
     def highest(self) -> int:
@@ -112,12 +115,14 @@ class Sweeper:
             self._left.clear()
 
 
-def _clear(fd: int) -> list[bytes]:
+def _clear(fd: int, marked: bool) -> list[bytes]:
     """Empties a ``work``; the names of the temporary objects that hold too much to be waited for."""
     left: list[bytes] = []
     count = 0
     for entry in os.listdir(fd):
         name = os.fsencode(entry)
+        if marked and name == marker.INCOMPAT:
+            continue
         removal = trees.removal(fd, name)
         for _ in removal:
             count += 1

@@ -63,6 +63,8 @@ class Run:
             raise UsageError("lowerdir, upperdir and workdir are chosen by run; use --lower")
         if params.fsync == "strict":
             raise UsageError("conflicting options: run is always volatile, and fsync=strict")
+        if params.hold or params.reuse != "off":
+            raise UsageError("a sandbox is used once: neither hold=on nor reuse=auto has a meaning")
         state = os.path.realpath(store.path)
         if (self._lower + b"/").startswith(state + b"/"):
             raise RunError(f"'{os.fsdecode(self._lower)}' lies in the state directory")

@@ -10,6 +10,7 @@ second, changes are parked (see gate); readers go on.
 Before an unmount the mount is *frozen*: changes are parked, nobody may have a file open for writing, all is
 synced, and the marker of the volatile mount is removed.  If the unmount fails, it is *thawed*: the marker
 first, then the changes.  So whenever the marker is not there, the upper is complete, whatever is killed when.
+The record says so only after the unmount (see volatile.record): until then it says "mounted".
 Who froze and ends without an unmount leaves nobody waiting: that is watched.
 """
 
@@ -39,15 +40,19 @@ _PATIENCE_MS = 30_000
 
 
 class Checkpoint:
-    """Of the mount that `served` answers. `time`: that of the last checkpoint, or None."""
+    """Of the mount that `served` answers.
+
+    `frozen`: everything is on the disk, and nothing changes until it is thawed or unmounted.
+    """
 
     def __init__(self, served: FailureOperations) -> None:
         self._served = served
-        self.time: float | None = None
-        # Changes that wait, and since which freezing or checkpoint.
+        # Changes that wait, since when, and since which freezing or checkpoint.
         self._parked: list[Callable[[int], None]] | None = None
+        self._since = 0.0
         self._number = 0
-        self._frozen = False
+        self._recording = False
+        self.frozen = False
 
     @property
     def parked(self) -> list[Callable[[int], None]] | None:
@@ -75,8 +80,8 @@ class Checkpoint:
 
     def thaw(self) -> Answer:
         """There was no unmount: go on."""
-        if self._frozen and self._served.overlay.work_fd >= 0:
-            self._frozen = False
+        if self.frozen and self._served.overlay.work_fd >= 0:
+            self.frozen = False
             self._served.overlay.creds.mounter()
             marker.create_volatile(self._served.overlay.work_fd)
             self._unpark()
@@ -85,7 +90,7 @@ class Checkpoint:
     def _check_idle(self) -> None:
         if self._served.shutdown is not None:
             raise OSError(EIO, "shut down")
-        if self._parked is not None:
+        if self._parked is not None or self._recording:
             raise OSError(EBUSY, os.strerror(EBUSY))
 
     def _sync(self) -> int:
@@ -111,15 +116,12 @@ class Checkpoint:
         self._park()
         return Late(self._sync, self._finish)
 
-    def _finish(self, code: int) -> Answer:
+    def _finish(self, code: int) -> Answer | Late:
         self._unpark()
         code = self._verdict(code)
-        if code:
-            return self._failed(code)
-        self.time = time.time()
-        return {"error": None, "checkpoint": policy.stamp(self.time)}
+        return self._failed(code) if code else self._record()
 
-    def _freeze(self, code: int, pid: int) -> Answer:
+    def _freeze(self, code: int, pid: int) -> Answer | Late:
         code = self._verdict(code)
         if code:
             self._unpark()
@@ -130,16 +132,47 @@ class Checkpoint:
         except OSError:
             self._unpark()
             raise
-        self.time = time.time()
-        self._frozen = True
+        self.frozen = True
         self._guard(pid)
-        return {"error": None, "checkpoint": policy.stamp(self.time)}
+        return self._record()
+
+    def _record(self) -> Answer | Late:
+        """Write the checkpoint down, on the disk as well. Raises OSError."""
+        overlay = self._served.overlay
+        stamp = policy.stamp(self._since)  # what came later may be on the disk as well, or not
+        answer: Answer = {"error": None, "checkpoint": stamp}
+        if overlay.continuity is None:
+            return answer
+        overlay.creds.mounter()
+        before = overlay.continuity.now.checkpoint
+        update = overlay.continuity.update(stamp)
+        self._recording = True
+
+        def write() -> OSError | None:
+            try:
+                update.commit(durable=True)
+            except OSError as error:
+                return error
+            finally:
+                update.close()
+            return None
+
+        def written(error: OSError | None) -> Answer:
+            self._recording = False
+            if error is not None:
+                if overlay.continuity is not None:
+                    overlay.continuity.now.checkpoint = before
+                raise error
+            return answer
+
+        return Late(write, written)
 
     def _failed(self, code: int) -> Answer:
         return {"error": policy.describe(code, self._served.overlay.sync.since)}
 
     def _park(self) -> None:
         self._number += 1
+        self._since = time.time()
         self._parked = []
         gate.park(self._served.session, self._parked)
 

@@ -16,7 +16,7 @@ from voile.server.dirs import DirOperations
 from voile.server.failure import FailureOperations
 from voile.server.ioctl import CHANGING_FILE_ATTRIBUTES, FILE_ATTRIBUTES, file_attributes
 from voile.server.names import NameOperations
-from voile.volatile import policy
+from voile.volatile import policy, record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,9 +51,25 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
         """
         self.poll.stop()
         try:
-            self.overlay.close()
+            self.overlay.close(self._how_it_ended())
         except OSError as exc:
             self.close_error = exc
+
+    def _how_it_ended(self) -> str:
+        """For the record: whether something that was written to the mount may not have reached us.
+
+        Only pages of shared mappings are written late: when the file is closed at the latest (fs/fuse/file.c,
+        fuse_vma_close), and with DESTROY all are. Without it, an unmount cannot be told from an abort, which
+        throws them away; but who has nothing open for writing has nothing mapped for it.
+        """
+        if self.shutdown is not None:
+            return record.SHUT_DOWN
+        if self.checkpoint is not None and self.checkpoint.frozen:
+            return record.SYNCED
+        writers = any(file.flags & os.O_ACCMODE != os.O_RDONLY for file in self.files.values())
+        if self.session.said_goodbye or (self.session.gone and not writers):
+            return record.UNMOUNTED
+        return record.MOUNTED
 
     def ioctl(
         self, req: Request, fh: int, flags: int, cmd: int, arg: int, data: bytes, out_size: int
@@ -117,6 +133,8 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
             "probe": sync.probe.kind,
             **_watched(sync.probe),
             "checkpoint": self._last_checkpoint(),
+            "reused": self.overlay.continuity is not None and self.overlay.continuity.reused,
+            "hold": self.overlay.volatile and params.hold,
             "poll_s": self.poll.seconds or None,
             "syncfs": self._syncfs_quality(),
             "passthrough": self.passthrough,
@@ -134,9 +152,8 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
         return "ok" if self.overlay.writable else "readonly"
 
     def _last_checkpoint(self) -> str | None:
-        if self.checkpoint is None or self.checkpoint.time is None:
-            return None
-        return policy.stamp(self.checkpoint.time)
+        continuity = self.overlay.continuity
+        return continuity.checkpoint if continuity is not None and self.overlay.volatile else None
 
     def sync(self) -> dict[str, Any] | Late:
         """What `voile sync` asks: 0 or the error, without a sync on a volatile mount.

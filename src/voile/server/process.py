@@ -102,7 +102,7 @@ def serve(
         raise
     try:
         operations.poll.start()
-        overlay.sweeper.go_on()
+        overlay.settle()
         _loop(session, pool, params, target, on_signal, keeper)
     finally:
         os.close(fd)

@@ -14,7 +14,7 @@ import os
 
 from voile.linux import trees
 
-_INCOMPAT = b"incompat"
+INCOMPAT = b"incompat"
 _VOLATILE = b"volatile"
 _DIRTY = b"dirty"
 
@@ -35,25 +35,31 @@ class Incompatible(OSError):
             )
             if os.geteuid() != 0:  # its directories have mode 0, as the kernel makes them
                 message += f" ('chmod -R u+rwx {workdir}/work' makes that possible)"
+            message += "; 'voile recover' says what is known"
         else:
             message = f"overlay with incompat feature '{os.fsdecode(feature)}' cannot be mounted"
         super().__init__(errno.EINVAL, message, path)
         self.feature = feature
 
 
-def check(work_fd: int, path: bytes | None = None) -> None:
-    """Raise Incompatible when work/incompat has an entry. `path` is for the message: the work directory."""
+def check(work_fd: int, path: bytes | None = None, volatile: bool = False) -> bool:
+    """Raise Incompatible when work/incompat has an entry. `path` is for the message: the work directory.
+
+    With `volatile` that one is no reason; return whether it is there.
+    """
     try:
-        names = sorted(trees.look(work_fd, _INCOMPAT, os.listdir))
+        names = sorted(trees.look(work_fd, INCOMPAT, os.listdir))
     except OSError as error:
         # Something that is no directory has no entries: it is cleared away with the rest of work.
         if error.errno in _NOT_DIRECTORY:
-            return
+            return False
         raise
-    if names:
+    found = [os.fsencode(name) for name in names]
+    others = [name for name in found if name != _VOLATILE]
+    if found and not (volatile and not others):
         # Ours first: of several it is the one that somebody can do something about.
-        found = [os.fsencode(name) for name in names]
-        raise Incompatible(_VOLATILE if _VOLATILE in found else found[0], path)
+        raise Incompatible(others[0] if volatile or _VOLATILE not in found else _VOLATILE, path)
+    return bool(found)
 
 
 def create_volatile(work_fd: int) -> None:
@@ -61,12 +67,16 @@ def create_volatile(work_fd: int) -> None:
 
     The modes are set last, for mounters whom they would keep out. What exists is kept. Raises OSError.
     """
-    incompat = _make_directory(work_fd, _INCOMPAT)
+    incompat = _make_directory(work_fd, INCOMPAT)
     try:
         volatile = _make_directory(incompat, _VOLATILE)
         try:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            os.close(os.open(_DIRTY, flags, 0, dir_fd=volatile))
+            # Exclusively: one that is there (in an upper that is used again) cannot be opened by everybody.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            try:
+                os.close(os.open(_DIRTY, flags, 0, dir_fd=volatile))
+            except FileExistsError:
+                pass
             os.fchmod(volatile, 0)
         finally:
             os.close(volatile)
@@ -81,8 +91,8 @@ def remove_volatile(work_fd: int) -> None:
     What else is in work/incompat stays.
     """
     try:
-        trees.look(work_fd, _INCOMPAT, lambda incompat: trees.remove(incompat, _VOLATILE))
-        os.rmdir(_INCOMPAT, dir_fd=work_fd)
+        trees.look(work_fd, INCOMPAT, lambda incompat: trees.remove(incompat, _VOLATILE))
+        os.rmdir(INCOMPAT, dir_fd=work_fd)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
             raise
