@@ -335,7 +335,9 @@ class Search:
             if value is not None:
                 check_redirect(value)
                 absolute = value[:1] == b"/"
-                if not absolute and self.look[:1] == b"/":
+                if absolute:
+                    self.stop = False  # a directory on the way here may have been opaque
+                elif self.look[:1] == b"/":
                     prefix = b"/" + prefix
                 parts = [value] if absolute else [prefix, value]
                 self.look = b"/".join(part for part in (*parts, post) if part)

@@ -114,16 +114,18 @@ def _move(
         if ofs.meta is not None:
             ofs.meta.set_redirect(new, (new_parent, new_name), same_dir)
     elif new is not None:
-        if isinstance(new, Dir) and new.upper is not None:
-            _clear(ofs, new, new_parent, new_name)
         overlay_dir.hold(ofs, new)
-    # The whiteout that RENAME_WHITEOUT makes is the mounter's, as every whiteout.
-    ofs.creds.mounter()
     try:
+        if isinstance(new, Dir) and new.upper is not None and not exchange:
+            _clear(ofs, new, new_parent, new_name)
+        # The whiteout that RENAME_WHITEOUT makes is the mounter's, as every whiteout.
+        ofs.creds.mounter()
         files.renameat2(old_fd, old_name, new_fd, new_name, flags)
     except OSError:
         if new is not None and not exchange:
             overlay_dir.release_hold(new)
+            if isinstance(new, Dir):
+                ofs.fds.drop(new.reals)  # its name may stand for another directory now
         raise
     if clean_whiteout:
         try:
@@ -226,7 +228,7 @@ def absolute(parent: Dir | None, name: bytes) -> bytes:
 def _clear(ofs: Overlay, node: Dir, parent: Dir, name: bytes) -> None:
     """Replaces a directory that shows nothing, but holds whiteouts, by an empty one.
 
-    The new one is opaque, so that it shows the same (`ovl_clear_empty`).
+    The new one is opaque, so that it shows the same (`ovl_clear_empty`). Who has the old one open keeps it.
     """
     assert node.upper is not None and parent.upper is not None
     if readdir.holds_nothing(ofs, node.upper):
@@ -248,6 +250,5 @@ def _clear(ofs: Overlay, node: Dir, parent: Dir, name: bytes) -> None:
         files.renameat2(ofs.work_fd, temp, ofs.fds.fd(parent.upper), name, RENAME_EXCHANGE)
     finally:
         ofs.discard(temp)
-    ofs.fds.drop(node.reals)
     # Should the rename fail now: what the whiteouts have hidden must not show.
     node.lowers = ()

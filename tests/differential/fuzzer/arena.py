@@ -19,7 +19,7 @@ from differential import snapshot
 from differential.actors import die_with_parent, kind_of
 from differential.fuzzer.accepted import LOST, accepted, has_indexed_links, kernel_oddity, without_ghosts
 from differential.fuzzer.player import LEFT_OUT
-from differential.fuzzer.program import Pick, segments
+from differential.fuzzer.program import REMOUNT, Pick, segments
 from differential.fuzzer.side import ManyLayers, Refused, Side, look
 from support import fsck, mountinfo, syscalls
 from support.namespace import ISOLATION
@@ -240,7 +240,7 @@ class Match:
         ignore = {"one device"} if self.numbers else {"one device", "ino"}
         if has_indexed_links(program):
             ignore.add("nlink of a directory")
-        if "userxattr" in program.options and any(step[1] == "forget" for step in program.steps):
+        if "userxattr" in program.options and any(step[1] in REMOUNT for step in program.steps):
             # A symbolic link that was copied up has no origin, and another number when it has been forgotten;
             # what the kernel's FUSE keeps of the listing has the old one.
             ignore.add("d_ino wrong")

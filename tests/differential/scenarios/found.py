@@ -246,6 +246,33 @@ PROGRAMS = {
             (1, "removexattr", b"f", "system.posix_acl_access"),
         ],
     ),
+    "times_of_a_directory_with_whiteouts_that_was_replaced": Program(
+        options=("redirect_dir=on",),
+        upper=[("whiteout", b"m/b")],
+        lowers=[[("dir", b"m"), ("dir", b"a/a/b")]],
+        steps=[
+            (0, "open", Slot(4), b"m", os.O_NONBLOCK),
+            (0, "rename", b"a/a/b", b"m", 0),
+            (0, "pread", Slot(4), 10, 70000),
+        ],
+    ),
+    # An opaque directory on the way to one with an absolute redirect does not stop that (ovl_check_redirect).
+    "absolute_redirect_below_an_opaque_directory": Program(
+        lowers=[
+            [("moved", b"c/d", b"a/f", True)],
+            [("opaque", b"c"), ("redirected", b"c/d", b"/e")],
+            [("file", b"e/f", b"x"), ("dir", b"c")],
+        ],
+        steps=[(0, "list", b"a/f")],
+    ),
+    "absolute_redirect_out_below_an_opaque_directory": Program(
+        lowers=[
+            [("moved", b"c/d", b"a/f", True)],
+            [("opaque", b"c"), ("redirected", b"c/d", b"/a/../b")],
+            [("file", b"a/a", b"x")],
+        ],
+        steps=[(0, "list", b"a/f")],
+    ),
     "immutable_for_ioctls_alone": Program(
         upper=[("marked", b"a/b", "trusted.overlay.protattr", b"i")],
         steps=[(0, "open", Slot(1), b"a/b", os.O_ACCMODE | os.O_NONBLOCK), (0, "close", Slot(1))],
