@@ -51,7 +51,7 @@ crash-points: $(BIN)/.stamp
 # What sync calls say: all file systems, errnos, mounts, probes and moments, counted. `make test` leaves some out.
 matrix: $(BIN)/.stamp
 	@sh tools/system-packages.sh
-	VOILE_MATRIX=all $(BIN)/python -m pytest tests/faults/test_whole_matrix.py
+	VOILE_MATRIX=all $(BIN)/python -m pytest tests/unit/test_rule_model.py tests/faults/test_whole_matrix.py
 
 bench: $(BIN)/.stamp
 	@sh tools/system-packages.sh

@@ -14,7 +14,7 @@ import pytest
 from faults.faultyfs import BAD, GOOD
 from faults.places import voile
 from faults.test_policy import result
-from support import holders, mountinfo
+from support import holders, mountinfo, syscalls
 from support.overlays import VoileError, VoileOverlay, voile_missing
 from voile.server import control
 
@@ -51,9 +51,11 @@ def use(layers, options=HELD):
 
 def refused(layers, options=HELD):
     overlay = VoileOverlay(layers)
-    with pytest.raises(VoileError) as caught:
-        overlay.mount(options)
-    overlay.close()
+    try:
+        with pytest.raises(VoileError) as caught:
+            overlay.mount(options)
+    finally:
+        overlay.close()
     status, said = caught.value.args
     assert (status, said.count("\n")) == (32, 1)
     return said
@@ -212,3 +214,32 @@ def test_a_file_system_that_was_shut_down(fs, layers):
     with pytest.raises((VoileError, OSError)):
         overlay.mount(HELD)
     overlay.close()
+
+
+@pytest.mark.parametrize("before", ["nothing", "synced", "synced, then without proof"])
+def test_a_crash_soon_after_the_mount(fs, layers, before):
+    """What it leaves must not be the record of before, with which all would be well."""
+    auto = "volatile,reuse=auto"
+    if before != "nothing":
+        with mounted(layers, auto) as overlay:
+            (overlay.point / "old").write_bytes(GOOD)
+            assert voile("umount", "--sync", overlay.point) == (0, "")
+    assert fs.sync() == 0
+    with mounted(layers, "volatile" if before.endswith("proof") else auto) as overlay:
+        (overlay.point / "file").write_bytes(GOOD)
+        with open(overlay.point / "file") as file:
+            assert result(os.fsync, file.fileno()) == 0
+        power_cut(fs, overlay)
+    assert not (layers.upper / "file").exists()
+    assert "may be incomplete" in refused(layers, auto)
+
+
+def power_cut(fs, overlay):
+    """The machine dies, nothing more is written, and comes up again."""
+    fs.disk.add("write", errno=errno.EIO)
+    fs.disk.add("flush", errno=errno.EIO)
+    overlay.kill()
+    syscalls.umount(overlay.point, syscalls.MNT_DETACH)
+    fs.umount()
+    fs.disk.heal()
+    fs.mount()

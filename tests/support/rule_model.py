@@ -7,43 +7,38 @@ may fail or not). `search` goes through all sequences of events, up to a length 
 `FalseAlarm` where a sync call failed without an error, or with another one than the latest.
 
 Modelled are the kernel and the data. What is decided is decided by the real code: errseq_t, the sync status,
-the checkpoint, the marker. `Rule` is what a mount does with them, and what mutations change.
+the checkpoint here, the marker and the record of the last mount in rule_reuse. A rule (there) is what a mount
+does with them, and what mutations change.
 """
 
 import errno
 import itertools
-import os
 from collections import namedtuple
-from types import SimpleNamespace
 
-from voile.server.checkpoint import Checkpoint
-from voile.volatile import marker
 from voile.volatile.errseq import COUNTER_INCREMENT, Errseq
-from voile.volatile.probe import Probe, UnseenError
-from voile.volatile.sync_status import SyncStatus
+from voile.volatile.probe import Probe
 
 #: `value`: the superblock's errseq_t. `dirty`: there is data of the overlay that is not on the disk yet.
-#: `damaged`: some of it was lost (a ghost: no decision looks at it). `marker`: whether it is there.
-#: `record`: what reuse goes by, or None. `mounted`: a Mounted, or None. `asking`: the same, of a mount that
-#: has yet to decide whether it may reuse the upper. `holder`: the cursor of a probe that outlives its mount.
+#: `damaged`: some of it was lost (a ghost: no decision looks at it). `marker`: whether it is there. `record`:
+#: what a rule has written down for the next mount. `disk_marker`, `disk_record`: what a crash leaves of them.
+#: `mounted`: a Mounted, or None. `asking`: the same, of a mount that may have the directories, and has yet to
+#: take them. `holder`: the cursor of a probe that outlives its mount. `claimed`: whether any mount was to be
+#: proven (a ghost).
 World = namedtuple(
     "World",
-    "value dirty damaged marker record mounted asking holder",
-    defaults=(0, False, False, False, None, None, None, None),
+    "value dirty damaged marker record disk_marker disk_record mounted asking holder claimed",
+    defaults=(0, False, False, False, None, False, None, None, None, None, False),
 )
 #: `cursor`: the probe's; `sync_cursor`: that of the descriptor that checkpoints sync; `errno`: of SyncStatus;
-#: `checkpointing`: between its two syncs; `frozen`: for an unmount.
+#: `checkpointing`: between its two syncs; `frozen`: for an unmount; `hold`: whether its probe is to be kept;
+#: `next`: the record that it will begin with; `proof`: whether the upper was to be proven whole.
 #: Ghosts: `lost`: whether data of the overlay was, since the mount; `error`: the latest of the file system.
 Mounted = namedtuple(
     "Mounted",
-    "cursor sync_cursor errno checkpointing frozen lost error",
-    defaults=(0, False, False, False, 0),
+    "cursor sync_cursor errno checkpointing frozen hold proof next lost error",
+    defaults=(None, None, 0, False, False, False, True, None, False, 0),
 )
-#: Beside the marker; engines do not know of it. `boot`, `superblock`: whether they are still those of then.
-Record = namedtuple(
-    "Record", "boot superblock clean failed whole", defaults=(True, True, False, False, False)
-)
-
+UNMOUNTED, SYNCED = "unmounted", "synced"
 ERRNOS = (errno.EIO, errno.ENOSPC)
 
 
@@ -78,6 +73,8 @@ def syncfs(value, cursor):
 class ModelProbe(Probe):
     """The probe, on a modelled superblock (fs/overlayfs/super.c, ovl_sync_status)."""
 
+    __slots__ = ("cursor", "errseq")
+
     def __init__(self, value, cursor):
         super().__init__(-1, "overlay")
         self.errseq = Errseq(value)
@@ -87,112 +84,14 @@ class ModelProbe(Probe):
         return self.errseq.check(self.cursor)
 
 
-# --- what the mount decides ---
-
-
-class MarkerDirectory:
-    """A real work directory, for the real marker's code. Its answers depend on nothing but itself."""
-
-    def __init__(self, path):
-        self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        self.there = False
-
-    def set(self, there):
-        if there != self.there:
-            (marker.create_volatile if there else marker.remove_volatile)(self.fd)
-            self.there = there
-
-    def refuses(self):
-        try:
-            marker.check(self.fd)
-        except marker.Incompatible:
-            return True
-        return False
-
-    def look(self):
-        self.there = self.refuses()
-        return self.there
-
-    def close(self):
-        self.set(False)
-        os.close(self.fd)
-
-
-class Rule:
-    """What voile does. Mutations override what they get wrong."""
-
-    probe = ModelProbe
-    status = SyncStatus
-    checkpoint = Checkpoint
-    #: Whether a record beside the marker says what an upper is good for.
-    records = True
-    #: Whether the mount's own cursor is taken before it is asked whether there was an error since.
-    snapshot_first = True
-
-    def __init__(self, directory):
-        self.directory = directory
-
-    def snapshot(self, value):
-        """A new probe's cursor (ovl_fill_super). Raises UnseenError."""
-        errseq = Errseq(value)
-        cursor = errseq.sample()
-        if errseq.check(cursor):
-            raise UnseenError(errno.EIO, "unseen")
-        return cursor
-
-    def recorded(self):
-        """The record of a mount that begins."""
-        return Record()
-
-    def thawed(self, record):
-        """The record of a mount that goes on after all."""
-        return record._replace(whole=False)
-
-    def reusable(self, record, held):
-        """Whether an upper is what the last mount left. `held`: the errno that the holder tells, or None."""
-        if record.whole:
-            return True
-        return record.boot and record.superblock and record.clean and not record.failed and held == 0
-
-    def mountable(self, world):
-        """Whether the directories may be mounted at all, the error state aside."""
-        if self.records and world.record is not None:
-            held = None if world.holder is None else ModelProbe(world.value, world.holder).check()
-            return self.reusable(world.record, held)
-        self.directory.set(world.marker)
-        return not self.directory.refuses()
-
-    def sync_status(self, world):
-        """The real one, in the state of the mount."""
-        mounted = world.mounted
-        status = self.status(True, self.probe(world.value, mounted.cursor))
-        if mounted.errno:
-            status.note(mounted.errno)
-        return status
-
-    def served(self, world, status):
-        """As much of a daemon as Checkpoint has to do with."""
-        self.directory.set(world.marker)
-        return SimpleNamespace(
-            overlay=SimpleNamespace(
-                sync=status,
-                creds=SimpleNamespace(mounter=lambda: None),
-                work_fd=self.directory.fd,
-                continuity=None,
-            ),
-            session=SimpleNamespace(exchange=lambda make: None, fd=-1),
-            pool=SimpleNamespace(outstanding=0, submit=lambda work, over: None),
-            regate=lambda: None,
-            files={},
-            shutdown=None,
-        )
-
-
 # --- what happens ---
 
 
 class Events:
-    """Each public method is an event: the worlds that it leads to. It raises Wrong where that must not be."""
+    """Each public method is an event: the worlds that it leads to. It raises Wrong where that must not be.
+
+    A mount has two halves, between which anything may happen: it is admitted, and it takes the directories.
+    """
 
     def __init__(self, rule):
         self.rule = rule
@@ -203,44 +102,38 @@ class Events:
     # the mount
 
     def mount(self, world):
-        """Where there is nothing to ask about; else its first half."""
-        if world.mounted or world.asking is not None:
-            return
-        if self.rule.records and world.record is not None:
-            if self.rule.snapshot_first:
-                yield from self._begin(world)
-            elif self.rule.mountable(world):
-                yield world._replace(asking=Mounted(0, 0))
-        elif self.rule.mountable(world):
-            for begun in self._begin(world):
-                yield self._serve(begun)
+        """With proof that the upper is whole (reuse=auto), where the rule knows of such a thing."""
+        yield from self._admit(world, proof=True, hold=False)
 
-    def mount_decides(self, world):
-        """Its second half."""
-        if world.asking is None:
-            return
-        if not self.rule.snapshot_first:
-            for begun in self._begin(world._replace(asking=None)):
-                yield self._serve(begun)
-        elif self.rule.mountable(world):
-            yield self._serve(world)
-        else:
-            yield world._replace(asking=None)
+    def mount_to_be_held(self, world):
+        """And its probe is to be kept for the next one."""
+        yield from self._admit(world, proof=True, hold=True)
 
-    def _begin(self, world):
-        try:
-            asking = Mounted(self.rule.snapshot(world.value), Errseq(world.value).sample())
-        except UnseenError:
-            asking = None
-        yield world._replace(asking=asking)
+    def mount_without_proof(self, world):
+        """What an engine does after it has removed the marker: it accepts what there is."""
+        yield from self._admit(world, proof=False, hold=False)
 
-    def _serve(self, world):
-        if world.asking is None:
-            return world
-        if world.damaged:
-            raise FalseOk("the upper is mounted again, and is not whole")
-        record = self.rule.recorded() if self.rule.records else None
-        return world._replace(marker=True, record=record, mounted=world.asking, asking=None, holder=None)
+    def _admit(self, world, proof, hold):
+        if not world.mounted and not world.asking and proof in self.rule.proofs:
+            asking = self.rule.admit(world, proof, hold)
+            if asking is not None:
+                if proof and world.damaged:
+                    raise FalseOk("the upper is mounted again, and is not whole")
+                yield world._replace(asking=asking._replace(proof=proof, hold=hold))
+
+    def mount_takes_the_directories(self, world):
+        if world.asking:
+            mounted = world.asking._replace(sync_cursor=Errseq(world.value).sample(), next=None)
+            if mounted.cursor is None:
+                if mounted.proof and mounted.lost:
+                    raise FalseOk("data was lost after the decision and before there was a probe")
+                mounted = mounted._replace(cursor=self.rule.snapshot(world.value), lost=False, error=0)
+                if mounted.cursor is False:  # refused
+                    yield world._replace(asking=None)
+                    return
+            begun = self.rule.begin(world)
+            claimed = world.claimed or mounted.proof
+            yield begun._replace(marker=True, mounted=mounted, asking=None, claimed=claimed)
 
     def write(self, world):
         if world.mounted and not world.mounted.frozen and not world.dirty:
@@ -257,13 +150,14 @@ class Events:
             yield self._noted(world, status)
 
     def checkpoint(self, world):
+        """Its first sync."""
         if world.mounted and not world.mounted.checkpointing and not world.mounted.frozen:
             for synced, code in self._sync(world):
                 status = self.rule.sync_status(synced)
-                checkpoint = self.rule.checkpoint(self.rule.served(synced, status))
-                answer = checkpoint.take().finish(code)
-                self._check_checkpoint(synced, checkpoint, answer)
-                synced = self._noted(synced, status)
+                with self.rule.checkpoint_of(synced, status) as checkpoint:
+                    answer = checkpoint.take().finish(code)
+                synced = self._noted(checkpoint.world, status)
+                self._check(synced, answer)
                 going_on = not isinstance(answer, dict)  # Late: it syncs once more
                 yield synced._replace(mounted=synced.mounted._replace(checkpointing=going_on))
 
@@ -271,15 +165,35 @@ class Events:
         if world.mounted and world.mounted.checkpointing:
             for synced, code in self._sync(world):
                 status = self.rule.sync_status(synced)
-                checkpoint = self.rule.checkpoint(self.rule.served(synced, status))
-                answer = checkpoint._finish(code)
-                self._check_checkpoint(synced, checkpoint, answer)
-                synced = self._noted(synced, status)
+                with self.rule.checkpoint_of(synced, status) as checkpoint:
+                    answer = recorded(checkpoint._finish(code))
+                synced = self._noted(checkpoint.world, status)
+                self._check(synced, answer)
                 yield synced._replace(mounted=synced.mounted._replace(checkpointing=False))
 
-    def _check_checkpoint(self, world, checkpoint, answer):
-        said = isinstance(answer, dict) and answer["error"] is None
-        if (said or getattr(checkpoint, "time", None)) and world.mounted.lost:
+    def umount_sync_freezes(self, world):
+        if world.mounted and not world.mounted.frozen and not world.mounted.checkpointing:
+            for synced, code in self._sync(world):
+                status = self.rule.sync_status(synced)
+                with self.rule.checkpoint_of(synced, status) as checkpoint:
+                    answer = recorded(checkpoint.freeze(0).finish(code))
+                synced = self._noted(checkpoint.world, status)
+                self._check(synced, answer)
+                if not synced.marker and synced.mounted.lost:
+                    raise FalseOk("the marker is removed")
+                yield synced._replace(mounted=synced.mounted._replace(frozen=answer["error"] is None))
+
+    def umount_sync_thaws(self, world):
+        if world.mounted and world.mounted.frozen:
+            # Frozen when there was no error yet.
+            with self.rule.checkpoint_of(world, self.rule.healthy()) as checkpoint:
+                recorded(checkpoint.freeze(0).finish(0))
+                checkpoint.thaw()
+            thawed = checkpoint.world
+            yield thawed._replace(mounted=thawed.mounted._replace(frozen=False))
+
+    def _check(self, world, answer):
+        if isinstance(answer, dict) and answer["error"] is None and world.mounted.lost:
             raise FalseOk("a checkpoint says OK")
 
     def _sync(self, world):
@@ -287,7 +201,7 @@ class Events:
         worlds = [world._replace(dirty=False)]
         if world.dirty:
             worlds += self.lose(world)
-        for synced in worlds:
+        for synced in map(on_disk, worlds):
             code, value, cursor = syncfs(synced.value, synced.mounted.sync_cursor)
             yield synced._replace(value=value, mounted=synced.mounted._replace(sync_cursor=cursor)), code
 
@@ -296,57 +210,14 @@ class Events:
         return world._replace(value=status.probe.errseq.value, mounted=mounted)
 
     def umount(self, world):
-        yield from self._umount(world, None)
-
-    def umount_and_hold(self, world):
-        """A process keeps the probe."""
-        if self.rule.records and world.mounted:
-            yield from self._umount(world, world.mounted.cursor)
-
-    def _umount(self, world, holder):
-        mounted = world.mounted
-        if mounted and not mounted.frozen:
-            record = world.record
-            if record is not None:
-                record = record._replace(clean=True, failed=self.rule.sync_status(world).get() != 0)
-            yield world._replace(record=record, mounted=None, holder=holder)
-
-    def umount_sync_freezes(self, world):
-        if world.mounted and not world.mounted.frozen and not world.mounted.checkpointing:
-            for synced, code in self._sync(world):
-                status = self.rule.sync_status(synced)
-                checkpoint = self.rule.checkpoint(self.rule.served(synced, status))
-                answer = checkpoint.freeze(0).finish(code)
-                self._check_checkpoint(synced, checkpoint, answer)
-                there = self.rule.directory.look()
-                frozen = answer["error"] is None
-                if (frozen or not there) and synced.damaged:
-                    raise FalseOk("the marker is removed")
-                record = synced.record and synced.record._replace(whole=frozen)
-                synced = self._noted(synced, status)._replace(marker=there, record=record)
-                yield synced._replace(mounted=synced.mounted._replace(frozen=frozen))
-
-    def umount_sync_ends(self, world):
-        if world.mounted and world.mounted.frozen:
-            yield world._replace(mounted=None)
-
-    def umount_sync_thaws(self, world):
-        if world.mounted and world.mounted.frozen:
-            # One that has frozen a mount when there was no error yet.
-            healthy = SyncStatus(True, ModelProbe(0, 0))
-            checkpoint = self.rule.checkpoint(self.rule.served(world, healthy))
-            checkpoint.freeze(0).finish(0)
-            checkpoint.thaw()
-            record = world.record and self.rule.thawed(world.record)
-            yield world._replace(
-                marker=self.rule.directory.look(),
-                record=record,
-                mounted=world.mounted._replace(frozen=False),
-            )
+        """Also the second half of one with --sync."""
+        if world.mounted:
+            ended = self.rule.end(world, SYNCED if world.mounted.frozen else UNMOUNTED)
+            yield ended._replace(mounted=None)
 
     def daemon_killed(self, world):
-        if world.mounted:
-            yield world._replace(mounted=None)
+        if world.mounted or world.asking:
+            yield world._replace(mounted=None, asking=None)
 
     # everybody else
 
@@ -370,7 +241,7 @@ class Events:
     def sync_by_others(self, world):
         """Who has just opened a descriptor: what is dirty is written, and an unseen error is seen."""
         _, value, _ = syncfs(world.value, Errseq(world.value).sample())
-        yield world._replace(value=value, dirty=False)
+        yield on_disk(world._replace(value=value, dirty=False))
 
     def engine_removes_marker(self, world):
         if world.marker and not world.mounted:
@@ -380,17 +251,38 @@ class Events:
         if world.holder is not None:
             yield world._replace(holder=None)
 
-    def reboot(self, world):
-        """A crash: what was not on the disk is gone, and with it the error state."""
-        record = world.record and world.record._replace(boot=False, superblock=False)
-        yield World(0, False, world.damaged or world.dirty, world.marker, record)
+    def crash(self, world):
+        """What was not on the disk is gone, and with it the error state."""
+        damaged = world.damaged or world.dirty
+        record = self.rule.in_another_boot(world.record)
+        yield on_disk(World(0, False, damaged, world.marker, record, claimed=world.claimed))
+
+    def crash_at_once(self, world):
+        """Before marker and record of a mount were on the disk."""
+        damaged = world.damaged or world.dirty
+        for there, record in itertools.product(
+            {world.marker, world.disk_marker}, {world.record, world.disk_record}
+        ):
+            # Of what was before the first record nothing is claimed.
+            known = damaged and (record is not None or world.claimed)
+            record = self.rule.in_another_boot(record)
+            yield on_disk(World(0, False, known, there, record, claimed=world.claimed))
 
     def filesystem_mounted_anew(self, world):
         """Another superblock, in the same boot. The unmount writes what is dirty; nobody hears of losses."""
         if not world.mounted and world.holder is None and world.asking is None:
-            record = world.record and world.record._replace(superblock=False)
+            record = self.rule.in_another_mount(world.record)
             for damaged in {world.damaged, world.damaged or world.dirty}:
-                yield World(0, False, damaged, world.marker, record)
+                yield on_disk(World(0, False, damaged, world.marker, record, claimed=world.claimed))
+
+
+def on_disk(world):
+    return world._replace(disk_marker=world.marker, disk_record=world.record)
+
+
+def recorded(answer):
+    """A checkpoint that is being written down: when it is."""
+    return answer if isinstance(answer, dict) else answer.finish(answer.work())
 
 
 def same(world):
@@ -415,6 +307,11 @@ def search(rule, depth=None, without=(), wrong=Wrong):
 
     Returns the worlds that there are, and after how many events there is no new one.
     """
+    with rule:
+        return _search(rule, depth, without, wrong)
+
+
+def _search(rule, depth, without, wrong):
     events = [event for event in Events(rule).all() if event.__name__ not in without]
     came_from = {World(): None}
     frontier = list(came_from)

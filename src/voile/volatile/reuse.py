@@ -128,7 +128,9 @@ class Continuity:
     `reused`: the last one's upper is in use again, proven to be whole. `warnings`: lines for the user.
     """
 
-    __slots__ = ("_damaged", "_held", "_hold", "_last", "_workdir_fd", "now", "reused", "warnings")
+    __slots__ = (
+        "_asked", "_damaged", "_held", "_hold", "_last", "_workdir_fd", "now", "reused", "warnings",
+    )  # fmt: skip
 
     def __init__(self, upper_fd: int, work_fd: int, hold: bool) -> None:
         """Readable descriptors of both; changes nothing. Raises OSError."""
@@ -136,6 +138,7 @@ class Continuity:
         self._held: Held | None = None
         self._last: Record | None = None
         self._damaged = False
+        self._asked = False
         self._workdir_fd = -1
         self.now = record.Record.of(upper_fd, work_fd)
         self.reused = False
@@ -179,6 +182,7 @@ class Continuity:
 
         Raises NotProven; OSError.
         """
+        self._asked = True
         try:
             last = self._last = record.read(work_fd)
         except record.Unreadable as why:
@@ -209,7 +213,9 @@ class Continuity:
         now.probe_mount = files.unique_mount_id(probe.fd) if probe.fd >= 0 else 0
         # Until it has been ended (`settle`), or nobody would know of it after a kill.
         now.holder = self._held.pid if self._held is not None else 0
-        record.write(workdir_fd, now, first=True)
+        # A crash must not bring back what would let the next mount pass: the marker is not synced.
+        passes = self._asked if self._last is None else self._last.state in record.SETTLED
+        record.write(workdir_fd, now, first=True, durable=passes)
 
     def abort(self) -> None:
         """The mount has failed after `begin`: as before. Raises OSError."""
