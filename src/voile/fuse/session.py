@@ -55,6 +55,8 @@ class Session:
         self.gone = False
         self._handlers: list[Handler] = [not_implemented] * 64
         self._agreed = list(self._handlers)
+        self._make: Callable[[int, Handler], Handler] = lambda opcode, handler: handler
+        self._front: dict[int, Callable[[Handler], Handler]] = {}
         #: Handle the request of the given length that was read into `buffer`.
         self.process: Callable[[int], None] = self._make_process(self.request, self.buffer)
 
@@ -96,7 +98,19 @@ class Session:
 
         It is called with the handlers that `start` set up. In any thread.
         """
-        self._handlers[:] = [make(opcode, handler) for opcode, handler in enumerate(self._agreed)]
+        self._make = make
+        handlers = [make(opcode, handler) for opcode, handler in enumerate(self._agreed)]
+        for opcode, front in self._front.items():
+            handlers[opcode] = front(handlers[opcode])
+        self._handlers[:] = handlers
+
+    def put_before(self, front: dict[int, Callable[[Handler], Handler]]) -> None:
+        """Have others see requests first, whatever `exchange` does: `front[opcode](handler)` makes them.
+
+        They replace those of an earlier call.
+        """
+        self._front = front
+        self.exchange(self._make)
 
     def dispatch(self, raw: bytes) -> None:
         """Run the request *raw*, kept from `Operations.unexpected`, as if it had just been read."""

@@ -32,6 +32,11 @@ def set_name(name: bytes) -> None:
     check(_prctl(PR_SET_NAME, addressof(libc.view(buffer)), 0, 0, 0))
 
 
+def set_dumpable(on: bool) -> None:
+    """Whether others of the same user may look into this process (/proc/PID/fd and the like, ptrace(2))."""
+    check(_prctl(PR_SET_DUMPABLE, int(on), 0, 0, 0))
+
+
 def set_child_subreaper(on: bool = True) -> None:
     """Become (or stop being) the parent of orphaned descendants."""
     check(_prctl(PR_SET_CHILD_SUBREAPER, int(on), 0, 0, 0))

@@ -51,6 +51,7 @@ class Params:
     probe               how errors are seen, one of volatile.policy.PROBES
     reuse               "off", or "auto": a volatile upper may be used again where it is provably whole
     hold                whether a process keeps the error probe after the unmount, so that this can be proven
+    syncfs              how syncfs(2) is made to answer, one of volatile.policy.SYNCFS
     poll                seconds between two looks whether data has been lost; 0: only when somebody syncs
     userxattr           user.overlay.* in place of trusted.overlay.*
     redirect_dir        "on", "follow" or "nofollow", after `check` ("off" is resolved there)
@@ -71,7 +72,7 @@ class Params:
         "allow_other", "aufs_whiteouts", "cpu_follow", "datadir", "default_permissions", "error_code",
         "errors", "fsync", "fuseblk", "hidden", "hold", "index", "lowerdir", "lowerdir_list", "metacopy",
         "ms_flags", "passthrough", "poll", "probe", "readonly", "redirect_dir", "reuse", "source", "subtype",
-        "timeout", "upperdir", "userxattr", "uuid", "workdir", "xino",
+        "syncfs", "timeout", "upperdir", "userxattr", "uuid", "workdir", "xino",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -88,6 +89,7 @@ class Params:
         self.probe = policy.AUTO
         self.reuse = "off"
         self.hold = False
+        self.syncfs = policy.AUTO
         self.userxattr = False
         self.redirect_dir = ""
         self.metacopy = False
@@ -140,6 +142,10 @@ class Params:
             raise UsageError(f"option '{option}' needs 'volatile'")
         elif self.hold and self.probe == policy.INODE:
             raise UsageError("conflicting options: hold=on and probe=inode, which does not see all errors")
+        elif self.syncfs != policy.AUTO and not self.volatile:
+            raise UsageError(f"option 'syncfs={self.syncfs}' needs 'volatile'")
+        if self.syncfs == policy.FUSEBLK and not self.fuseblk:
+            raise UsageError("conflicting options: syncfs=fuseblk and fuseblk=off")
         self._make_absolute()
         if self.metacopy:
             self._check_metacopy()
@@ -433,6 +439,7 @@ _TABLE: dict[bytes, Handler] = {
     b"probe": _choice("probe", *policy.PROBES),
     b"reuse": _choice("reuse", "off", "auto"),
     b"hold": _on_off("hold"),
+    b"syncfs": _choice("syncfs", *policy.SYNCFS),
     b"userxattr": _flag("userxattr", True),
     b"redirect_dir": _choice("redirect_dir", "on", "follow", "nofollow", "off"),
     b"xino": _choice("xino", "on", "off", "auto"),

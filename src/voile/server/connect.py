@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 from voile.fuse import mountpoint
 from voile.linux import creds, trees
 from voile.linux import mount as linux_mount
+from voile.volatile import policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,20 +44,29 @@ def connect(
     the device is open.  Raises OSError; nothing is mounted then.
     """
     if not creds.has_cap(creds.CAP_SYS_ADMIN):
+        _check_kind(params, target, "fuse")
         return mountpoint.via_fusermount3(target, _helper_options(params)), "fuse", None
     fd = mountpoint.open_device()
     try:
         if before_mount is not None:
             before_mount()
-        if params.fuseblk and not params.readonly and _fuseblk_helps():
+        wanted = params.fuseblk and params.syncfs in (policy.AUTO, policy.FUSEBLK)
+        if wanted and not params.readonly and _fuseblk_helps():
             number = _mount_block(fd, params, target, workdir_fd)
             if number is not None:
                 return fd, "fuseblk", number
+        _check_kind(params, target, "fuse")
         _mount(fd, params, target, None)
         return fd, "fuse", None
     except BaseException:
         os.close(fd)
         raise
+
+
+def _check_kind(params: Params, target: bytes, kind: str) -> None:
+    if params.syncfs == policy.FUSEBLK != kind and not params.readonly:
+        reason = f"option 'syncfs={params.syncfs}': it cannot be mounted as fuseblk here"
+        raise OSError(errno.EOPNOTSUPP, reason, target)
 
 
 def _fuseblk_helps() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from errno import EIO, EROFS
+from errno import EIO, ENODATA, EOPNOTSUPP, EROFS
 
 from voile.fuse import abi, replies
 from voile.fuse.requests import DEFERRED
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from voile.fuse.negotiation import Negotiated
     from voile.fuse.requests import Deferred, Request
+    from voile.server.canary import Canary
     from voile.server.checkpoint import Checkpoint
     from voile.volatile.probe import Probe
 
@@ -37,12 +38,36 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
         # Seconds that real syncs take.
         self.calibration: dict[str, float] | None = None
         self.control = Control(self, os.geteuid())
+        # Where syncfs(2) reaches us only in a roundabout way.
+        self.canary: Canary | None = None
         # What a sync at the end of a mount that is not volatile said.
         self.close_error: OSError | None = None
 
     def init(self, negotiated: Negotiated) -> None:
         super().init(negotiated)
         self.use_passthrough(self.params.passthrough and negotiated.passthrough)
+
+    def unexpected(self, req: Request, raw: memoryview, exc: BaseException) -> int | None:
+        """What the kernel asks of files that are not in the union: attributes, say."""
+        if self.canary is not None and req.nodeid >= self.canary.first:
+            return ENODATA
+        return super().unexpected(req, raw, exc)
+
+    def hatch(self, target: bytes, device: tuple[int, int] | None) -> None:
+        """Makes syncfs(2) ask us where it does not. In the main thread.
+
+        `target` and `device`: where the mount is seen, and its number; None: nowhere.
+        Raises OSError when it cannot be done, and was asked for.
+        """
+        if not self.overlay.volatile or self._is_asked() or self.params.syncfs == policy.NONE:
+            return
+        if device is not None:
+            from voile.server.canary import Canary
+
+            self.canary = Canary(self)
+            self.canary.start(target, device)
+        if self.params.syncfs == policy.CANARY and not (self.canary and self.canary.working):
+            raise OSError(EOPNOTSUPP, "option 'syncfs=canary': it does not work here", target)
 
     def destroy(self) -> None:
         """Lets go of the layers before umount(2) returns (on fuseblk it waits for this).
@@ -229,10 +254,16 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
 
     def _syncfs_quality(self) -> str:
         """Whether syncfs(2) on the mount reaches us at all."""
-        asked = self.fuse_type == "fuseblk"
-        if self.negotiated is not None and self.negotiated.flags & abi.HAS_SYNCFS:
-            asked = True
-        return "exact" if asked and self.overlay.writable else "none"
+        if not self.overlay.writable:
+            return "none"
+        if self._is_asked():
+            return "exact"
+        return "canary" if self.canary is not None and self.canary.working else "none"
+
+    def _is_asked(self) -> bool:
+        """Whether the kernel sends a request."""
+        agreed = self.negotiated.flags if self.negotiated is not None else 0
+        return self.fuse_type == "fuseblk" or bool(agreed & abi.HAS_SYNCFS)
 
 
 def _text(path: bytes | None) -> str | None:

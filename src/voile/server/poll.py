@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import CodeType, FrameType
 
+# When an alarm comes at the wrong moment (s).
+_SOON = 0.01
+
 
 class Poll:
     """Calls `look` every `seconds`, from `start` to `stop`, in the main thread. It must not raise.
@@ -27,20 +30,47 @@ class Poll:
         self._look = look
         self._waits = waits
         self._on = False
+        self._listens = False
+        self._alarm: Callable[[], object] | None = None
 
     def start(self) -> None:
         """Begin, unless the period is 0. In the main thread."""
         if self.seconds:
             self._on = True
-            _signal.signal(_signal.SIGALRM, self._tick)
-            _signal.setitimer(_signal.ITIMER_REAL, self.seconds, self.seconds)
+            self._listen()
+            first = self.seconds if self._alarm is None else _SOON
+            _signal.setitimer(_signal.ITIMER_REAL, first, self.seconds)
 
     def stop(self) -> None:
         """No more calls."""
         if self._on:
             self._on = False
-            _signal.setitimer(_signal.ITIMER_REAL, 0)
+            if self._alarm is None:
+                _signal.setitimer(_signal.ITIMER_REAL, 0)
+
+    def alarm(self, seconds: float, ring: Callable[[], object]) -> None:
+        """Call `ring` once, after that time, when nothing else is being done; 0: not any more.
+
+        There is one such alarm at a time. In the main thread.
+        """
+        self._alarm = ring if seconds else None
+        self._listen()
+        period = self.seconds if self._on else 0
+        _signal.setitimer(_signal.ITIMER_REAL, seconds or period, period)
+
+    def _listen(self) -> None:
+        if not self._listens:
+            self._listens = True
+            _signal.signal(_signal.SIGALRM, self._tick)
 
     def _tick(self, _number: int, frame: FrameType | None) -> None:
+        quiet = frame is not None and frame.f_code is self._waits
+        ring = self._alarm
+        if ring is not None:
+            if quiet:
+                self._alarm = None
+                ring()
+            else:
+                self.alarm(_SOON, ring)
         if self._on:  # a last signal may be on its way
-            self._look(frame is not None and frame.f_code is self._waits)
+            self._look(quiet)

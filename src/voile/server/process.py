@@ -71,6 +71,12 @@ def serve(
             operations.fuse_type = kind
             wanted = WANTED if params.passthrough else WANTED & ~abi.PASSTHROUGH
             config = Config(wanted, max_stack_depth=_stack_depth(overlay), trace=_say if debug else None)
+            if params.syncfs == "none":
+                config.wanted &= ~abi.HAS_SYNCFS
+            elif kind == "fuse" and overlay.volatile:
+                # With more requests than these under way, the kernel leaves out what the canary depends on
+                # (fs/fuse/file.c, fuse_writepages). It may not allow that many.
+                config.congestion_threshold = 0xFFFF
             session = Session(fd, operations, config)
             pool = WorkerPool()
             operations.attach(session, pool)
@@ -88,6 +94,7 @@ def serve(
             if visible is not None:
                 overlay.mounted(*visible, keeper.tid if keeper is not None else os.getpid())
                 operations.seen = Seen(target, visible, keeper.tid if keeper is not None else 0)
+            operations.hatch(target, visible)
             if ready is not None:
                 ready()
             if keeper is not None:
@@ -106,6 +113,8 @@ def serve(
         _loop(session, pool, params, target, on_signal, keeper)
     finally:
         os.close(fd)
+        if operations.canary is not None:
+            operations.canary.bury()
         overlay.close()
     if operations.close_error is not None:
         raise operations.close_error

@@ -30,6 +30,12 @@ USERNS = "userns"  # made by a child in a user namespace
 INODE = "inode"  # single files are watched
 PROBES = (AUTO, OVERLAY, USERNS, INODE)
 
+# How syncfs(2) on the mount is made to answer: by the best of these that works, by just that one, or not.
+FUSEBLK = "fuseblk"  # the kernel asks
+CANARY = "canary"  # it is made to wait, see server.canary
+NONE = "none"
+SYNCFS = (AUTO, FUSEBLK, CANARY, NONE)
+
 
 class Policy:
     """The options, checked: `errors` is one of ERRORS, `error_code` one of ERROR_CODES."""

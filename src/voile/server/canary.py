@@ -1,0 +1,439 @@
+"""Has syncfs(2) wait for us, on volatile mounts where the kernel does not ask us (no FUSE_SYNCFS).
+
+Theory of operation.  syncfs(2) does two things (fs/sync.c): it has the flusher, one kernel thread for each
+mount, write all dirty inodes, one after the other; then it says whether the superblock has had a writeback
+error that the caller's descriptor was not told of (`s_wb_err`).  So we keep some dirty pages on the mount, of
+files that exist only here.  A helper process (canary_process) has them open and mapped.
+
+*Latches*, two of them.  The second page of the file has been written back: that WRITE is the *token*, and is
+left unanswered.  Its first page is dirty, and locked, because a write(2) to it is left unanswered, too (the
+*hold*; the kernel keeps the page locked until then if it is not uptodate, fs/fuse/file.c,
+fuse_fill_write_pages.  So the write before that one was made to fail).  The flusher comes to this page,
+and waits for its lock.  When we *release* a latch, we ask the probe, fail the token if data has been lost,
+which makes it an error of the superblock, and then let go of the page.
+
+The *bell*.  Its page is just dirty, and has been so for longer than those of the latches, so that the flusher
+writes it first: by that WRITE we learn that somebody waits.  Then we go through a *cycle*: the bell is made
+dirty again; one latch is released, and when it is armed again, the other one.
+
+Why every syncfs is answered truly: at each moment one of the latches at least is armed.  A flusher that
+begins then must come to that page before it ends, and cannot pass before the latch is released; whatever is
+known to the probe at the release is in `s_wb_err` before the call looks there.  This does not depend on the
+bell: without it the call would only wait longer, for the next *tick*, each second, at which one latch is
+released and armed again (the kernel does not like pages to be locked for long).
+
+If the helper does not arm what was released within 250 ms, nothing is held back until it has caught up; and
+never again when it is gone.  `working` is false then: the answers of syncfs(2) mean nothing, which the status
+of the mount says.
+"""
+
+from __future__ import annotations
+
+import _signal  # type: ignore[import-not-found]  # the C half of `signal`, whose other half imports enum
+import os
+import stat
+import time
+from errno import EAGAIN, EINTR, EIO, ENOENT
+from select import POLLIN
+from select import poll as new_poll
+
+from voile.fuse import abi, replies
+from voile.fuse.requests import DEFERRED
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from voile.fuse.requests import Body, Buffer, Handler, Request
+    from voile.server.failure import FailureOperations
+
+# The numbers of our nodes, far from all others, are also those of the open files.
+FIRST = 1 << 62
+BELL, LATCHES, ROPE, CONTROL = FIRST, (FIRST + 1, FIRST + 2), FIRST + 3, FIRST + 4
+FILES = 5
+PAGE = os.sysconf("SC_PAGE_SIZE")
+SIZE = 2 * PAGE
+# What a write(2) to a file means, by its offset. To a latch:
+SPOIL, HOLD = 1, 2
+# To the control file (or to the rope of the bell, a file of its own, since the kernel carries out one write
+# at a time).
+BELL_ARMED, READY, DONE, TICK, BYE = range(5)
+
+# How long the helper may take to start, and to arm a latch (0.3 ms on an idle machine); how long a
+# syncfs(2) must wait to prove that the latches work in this kernel (s).
+_START = 2.0
+_ACKNOWLEDGE = 0.25
+_TRIAL = 0.004
+_SOON = 0.001
+# Between the beginnings of two cycles: the flusher looks again at what is made dirty in the tick of the clock
+# in which it began, and there are some that write all the time (when much is dirty in the machine).
+_PACE = 0.004
+# After a cycle that nobody rings for another one follow these: see `_end`.
+_AFTERWARDS = (0.005, 0.03)
+
+
+class _Latch:
+    """A file whose first page the flusher waits for."""
+
+    __slots__ = ("hold", "token", "written")
+
+    def __init__(self) -> None:
+        # Requests that are not answered yet (0: none), and the length of that WRITE.
+        self.hold = 0
+        self.token = (0, 0)
+        # The flusher was faster than the hold, and has cleaned the page.
+        self.written = False
+
+    @property
+    def armed(self) -> bool:
+        return bool(self.hold and self.token[0])
+
+
+class Canary:
+    """The side of the daemon. `first`: from here on, numbers of nodes are ours."""
+
+    first = FIRST
+
+    def __init__(self, served: FailureOperations) -> None:
+        self._served = served
+        self._session = served.session
+        self._prefix = b".voile-" + os.urandom(12).hex().encode() + b"-"
+        self._pid = 0
+        self._latches = (_Latch(), _Latch())
+        # Requests that are not answered yet: the one that says that the bell is armed, and `READY`.
+        self._bell = 0
+        self._ready = 0
+        # The bell was rung before it was said to be armed; somebody waits for a cycle.
+        self._early = False
+        self._rung = False
+        # Latches that this cycle has still to release and to see armed again; whether it has released the
+        # first of them.
+        self._cycle: list[_Latch] = []
+        self._released = False
+        self._begun = 0.0
+        self._afterwards = 0
+        # The order of the latches' arming.
+        self._order: list[_Latch] = []
+        # While we find out whether a syncfs(2) waits: None, or the time when it has waited long enough (0:
+        # it has not come yet).
+        self._trial: float | None = None
+        self._proven = False
+        # The helper lives; it has not caught up.
+        self._holding = False
+        self._behind = False
+
+    @property
+    def working(self) -> bool:
+        """Whether syncfs(2) is answered truly now."""
+        return self._holding and self._proven and not self._behind
+
+    def start(self, target: bytes, device: tuple[int, int]) -> None:
+        """Start the helper and find out whether it works; requests are served meanwhile. In the main thread.
+
+        `target`: where the mount can be seen; `device`: its number.
+        """
+        from voile.server import canary_process
+
+        poll = self._served.poll
+        # Not at once: this may be in the middle of something.
+        _signal.signal(_signal.SIGCHLD, lambda *_: poll.alarm(_SOON, self._reap))
+        us = os.getpid()
+        try:
+            self._pid = os.fork()
+        except OSError:
+            return
+        if self._pid == 0:
+            canary_process.main(us, target, self._prefix, device)
+        self._holding = True
+        front: dict[int, Callable[[Handler], Handler]] = {
+            abi.LOOKUP: self._lookup, abi.OPEN: self._open, abi.READ: self._read, abi.WRITE: self._write,
+            abi.RELEASE: self._release_file, abi.INTERRUPT: self._interrupt,
+        }  # fmt: skip
+        self._session.put_before(front)
+        try:
+            self._serve_until_proven()
+        finally:
+            # Nobody else finds these files from now on.
+            del front[abi.LOOKUP], front[abi.OPEN]
+            self._session.put_before(front)
+        if not self._proven:
+            self._give_up()
+            os.kill(self._pid, _signal.SIGKILL)
+
+    def bury(self) -> None:
+        """Wait for the end of the helper, after that of the mount."""
+        _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        if self._pid:
+            os.kill(self._pid, _signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            self._pid = 0
+
+    def _serve_until_proven(self) -> None:
+        session = self._session
+        poller = new_poll()
+        poller.register(session.fd, POLLIN)
+        end = time.monotonic() + _START
+        os.set_blocking(session.fd, False)
+        try:
+            while self._holding and not self._proven and time.monotonic() < end:
+                if not poller.poll(1 if self._trial else 50):
+                    if self._trial and time.monotonic() > self._trial:
+                        self._proven, self._trial = True, None
+                        self._go()
+                    continue
+                try:
+                    size = os.readv(session.fd, session.views)
+                except OSError as error:
+                    if error.errno not in (EAGAIN, EINTR, ENOENT):
+                        raise
+                    continue
+                session.process(size)
+        finally:
+            os.set_blocking(session.fd, True)
+
+    # --- the cycle ---
+
+    def _ring(self) -> None:
+        self._rung = True
+        if self._bell:
+            bell, self._bell = self._bell, 0
+            self._session.reply(bell, replies.write_out(1))
+        else:
+            self._early = True
+        if self._trial == 0:
+            self._trial = time.monotonic() + _TRIAL
+
+    def _go(self) -> None:
+        """Begin a cycle, if somebody waits for one and it can be."""
+        if self._rung and self._bell and not self._cycle and not self._behind and self._trial is None:
+            wait = self._begun + _PACE - time.monotonic()
+            if wait > 0:
+                self._served.poll.alarm(wait, self._go)
+            else:
+                self._rung = False
+                self._afterwards = 0
+                self._turn(list(self._order))
+
+    def _turn(self, latches: list[_Latch]) -> None:
+        if latches:
+            self._begun = time.monotonic()
+            self._cycle = latches
+            self._next()
+
+    def _end(self) -> None:
+        """After a cycle.
+
+        If the flusher was made to wait for the CPU just when it had written the bell, that goes to the end of
+        its queue, behind the latches, and is not rung by whom they stop.  So we let them pass a bit later
+        once more, which brings the queue in order again.
+        """
+        self._served.poll.alarm(0, self._late)
+        if self._rung:
+            self._go()
+        elif self._afterwards < len(_AFTERWARDS):
+            self._afterwards += 1
+            self._served.poll.alarm(_AFTERWARDS[self._afterwards - 1], self._again)
+
+    def _again(self) -> None:
+        if not self._cycle:
+            self._turn(list(self._order))
+
+    def _next(self) -> None:
+        latch = self._cycle[0]
+        self._released = latch.armed
+        self._served.poll.alarm(_ACKNOWLEDGE, self._late)
+        if latch.armed:
+            self._order.remove(latch)
+            self._release(latch)
+
+    def _armed(self, latch: _Latch) -> None:
+        self._order.append(latch)
+        if self._cycle:
+            if self._cycle[0] is latch:
+                if self._released:
+                    del self._cycle[0]
+                if not self._cycle:
+                    self._end()
+                elif self._failed:
+                    # An error is told once to each descriptor: who has just been let go, and shares his with
+                    # others, is to be told before there is the one for the next.
+                    self._served.poll.alarm(_PACE, self._next)
+                else:
+                    self._next()
+        elif len(self._order) == len(self._latches):
+            if self._behind:
+                self._behind = False
+                self._rung = True  # somebody may wait already
+                self._end()
+            self._get_ready()
+
+    def _get_ready(self) -> None:
+        """Begin the trial when all is armed."""
+        if self._ready and self._bell and len(self._order) == len(self._latches):
+            ready, self._ready = self._ready, 0
+            self._trial = 0
+            self._session.reply(ready, replies.write_out(1))
+
+    @property
+    def _failed(self) -> bool:
+        return self._served.overlay.sync.get() < 0 or self._served.shutdown is not None
+
+    def _release(self, latch: _Latch) -> None:
+        """Let the flusher pass, and whoever waits for it know what has happened."""
+        (token, length), latch.token = latch.token, (0, 0)
+        hold, latch.hold = latch.hold, 0
+        if token:
+            if self._failed:
+                # As the kernel's volatile overlay: EIO, whatever the error was.
+                self._session.fail(token, EIO)
+            else:
+                self._session.reply(token, replies.write_out(length))
+        if hold:
+            self._session.fail(hold, EIO)  # so that the page is not uptodate
+
+    def _late(self) -> None:
+        """The helper has not done its part in time: nobody is to wait for it."""
+        if self._holding:
+            self._behind = True
+            self._cycle.clear()
+            self._let_go()
+            self._served.poll.alarm(_ACKNOWLEDGE, self._late)
+
+    def _let_go(self) -> None:
+        self._order.clear()
+        for latch in self._latches:
+            self._release(latch)
+
+    def _give_up(self) -> None:
+        """Hold nothing back any more."""
+        if self._holding:
+            self._holding = False
+            self._cycle.clear()
+            self._let_go()
+            for unique in (self._bell, self._ready):
+                if unique:
+                    self._session.fail(unique, EINTR)
+            self._bell = self._ready = 0
+            self._served.poll.alarm(0, self._late)
+
+    def _reap(self) -> None:
+        """A child has ended: the helper, perhaps."""
+        if self._pid and os.waitpid(self._pid, os.WNOHANG)[0]:
+            self._pid = 0
+            self._give_up()
+        elif self._cycle or self._behind:
+            self._served.poll.alarm(_ACKNOWLEDGE, self._late)
+        else:
+            self._end()
+
+    # --- requests; each of these makes the handler that comes before `inner` ---
+
+    def _lookup(self, inner: Handler) -> Handler:
+        def handle(req: Request, buf: Buffer, size: int) -> Body:
+            name = bytes(buf[40 : size - 1])
+            if req.nodeid != abi.ROOT_ID or not name.startswith(self._prefix):
+                return inner(req, buf, size)
+            nodeid = FIRST + int(name[len(self._prefix) :])
+            mode = stat.S_IFREG | 0o600
+            owner = os.geteuid(), os.getegid()
+            attr = abi.ATTR.pack(nodeid, SIZE, 0, 0, 0, 0, 0, 0, 0, mode, 1, *owner, 0, PAGE, 0)
+            return replies.entry_out(nodeid, 0, 0, 0, 1 << 31, 0, attr)
+
+        return handle
+
+    def _open(self, inner: Handler) -> Handler:
+        def handle(req: Request, buf: Buffer, size: int) -> Body:
+            if req.nodeid < FIRST:
+                return inner(req, buf, size)
+            how = abi.FOPEN_DIRECT_IO if req.nodeid >= ROPE else abi.FOPEN_KEEP_CACHE
+            return replies.open_out(req.nodeid, how)
+
+        return handle
+
+    def _release_file(self, inner: Handler) -> Handler:
+        return lambda req, buf, size: inner(req, buf, size) if req.nodeid < FIRST else None
+
+    def _read(self, inner: Handler) -> Handler:
+        def handle(req: Request, buf: Buffer, size: int) -> Body:
+            if req.nodeid < FIRST:
+                return inner(req, buf, size)
+            return bytes(min(abi.READ_IN.unpack_from(buf, 40)[2], SIZE))
+
+        return handle
+
+    def _write(self, inner: Handler) -> Handler:
+        def handle(req: Request, buf: Buffer, size: int) -> Body:
+            if req.nodeid < FIRST:
+                return inner(req, buf, size)
+            _, offset, length, flags, *_ = abi.WRITE_IN.unpack_from(buf, 40)
+            if req.nodeid >= ROPE:
+                return self._told(req.unique, offset)
+            if req.nodeid == BELL:
+                self._ring()
+            elif not self._latch(self._latches[req.nodeid - LATCHES[0]], req.unique, offset, length, flags):
+                return DEFERRED
+            return replies.write_out(length)
+
+        return handle
+
+    def _interrupt(self, inner: Handler) -> Handler:
+        def handle(req: Request, buf: Buffer, size: int) -> Body:
+            unique = abi.INTERRUPT_IN.unpack_from(buf, 40)[0]
+            if unique in (self._bell, self._ready, *(latch.hold for latch in self._latches)):
+                self._interrupted()
+            return inner(req, buf, size)
+
+        return handle
+
+    def _interrupted(self) -> None:
+        """The helper is being stopped or killed, which our answers must not delay."""
+        for unique in (self._bell, self._ready):
+            if unique:
+                self._session.fail(unique, EINTR)
+        self._bell = self._ready = 0
+        self._late()
+
+    def _latch(self, latch: _Latch, unique: int, offset: int, length: int, flags: int) -> bool:
+        """A write to a latch. Whether it is to be answered now, with success. Raises OSError."""
+        if not self._holding:
+            if flags & abi.WRITE_CACHE:
+                return True
+            raise OSError(EIO, "not any more")
+        if flags & abi.WRITE_CACHE:
+            if offset < PAGE:
+                latch.written = True
+                return True
+            latch.written = False
+            latch.token = (unique, length)
+        elif offset == SPOIL:
+            raise OSError(EIO, "spoilt")
+        elif latch.written or not latch.token[0]:
+            self._release(latch)
+            raise OSError(EIO, "once more")
+        else:
+            latch.hold = unique
+        if latch.armed:
+            self._armed(latch)
+        return False
+
+    def _told(self, unique: int, what: int) -> Body:
+        """A write to the control file."""
+        if what == BELL_ARMED and self._early:
+            self._early = False
+        elif not self._holding or what == BYE:
+            self._give_up()
+        elif what == BELL_ARMED:
+            self._bell = unique
+            self._go()
+            self._get_ready()
+            return DEFERRED
+        elif what == READY:
+            self._ready = unique
+            self._get_ready()
+            return DEFERRED
+        elif what == DONE:
+            if self._trial is not None:
+                self._give_up()  # it has not waited
+        elif what == TICK and not self._cycle and not self._rung:
+            self._turn(self._order[:1])
+        return replies.write_out(1)
