@@ -163,6 +163,8 @@ class Canary:
     def bury(self) -> None:
         """Wait for the end of the helper, after that of the mount."""
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
+        self._holding = False
+        self._served.poll.alarm(0, self._late)
         if self._pid:
             os.kill(self._pid, _signal.SIGKILL)
             os.waitpid(self._pid, 0)
