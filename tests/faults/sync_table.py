@@ -10,7 +10,8 @@ E, EIO, OK = "E", "EIO", "0"
 SYSTEMS = {
     "kernel": "kernel, `volatile`",
     "voile": "voile, `volatile`",
-    "voile, passthrough=off": "voile, `volatile,passthrough=off`",
+    "voile, passthrough=off": "voile, `volatile,` `passthrough=off`",
+    "voile, plain fuse": "voile, `volatile,` `fuseblk=off,` `passthrough=off`",
     "fuse-overlayfs": "fuse-overlayfs, `volatile`",
     "eatmydata": "libeatmydata, no overlay",
     "none": "no overlay",
@@ -25,16 +26,16 @@ ONCE_EACH = (E, OK, OK, E)
 NEVER = (OK, OK, OK, OK)
 
 TABLE = {
-    "fsync": (ALWAYS, ALWAYS, ALWAYS, NEVER, NEVER, ONCE),
-    "fdatasync": (ALWAYS, ALWAYS, ALWAYS, NEVER, NEVER, ONCE),
-    "fsync of a directory": (ALWAYS, ALWAYS, ALWAYS, NEVER, NEVER, NEVER),
-    "syncfs": (ALWAYS_EIO, ALWAYS_EIO, ALWAYS_EIO, NEVER, NEVER, ONCE_EACH),
-    "write, O_SYNC": (ONCE, ALWAYS, ALWAYS, ONCE, NEVER, ONCE),
-    "write, O_DSYNC": (ONCE, ALWAYS, ALWAYS, ONCE, NEVER, ONCE),
-    "pwritev2, RWF_SYNC": (NEVER, ONCE, ALWAYS, NEVER, ONCE, ONCE),
-    "pwritev2, RWF_DSYNC": (NEVER, ONCE, ALWAYS, NEVER, ONCE, ONCE),
-    "msync, MS_SYNC": (ONCE, ONCE, ALWAYS, NEVER, NEVER, ONCE),
-    "close": (NEVER, NEVER, NEVER, NEVER, NEVER, NEVER),
+    "fsync": (ALWAYS, ALWAYS, ALWAYS, ALWAYS, NEVER, NEVER, ONCE),
+    "fdatasync": (ALWAYS, ALWAYS, ALWAYS, ALWAYS, NEVER, NEVER, ONCE),
+    "fsync of a directory": (ALWAYS, ALWAYS, ALWAYS, ALWAYS, NEVER, NEVER, NEVER),
+    "syncfs": (ALWAYS_EIO, ALWAYS_EIO, ALWAYS_EIO, ALWAYS_EIO, NEVER, NEVER, ONCE_EACH),
+    "write, O_SYNC": (ONCE, ALWAYS, ALWAYS, ALWAYS, ONCE, NEVER, ONCE),
+    "write, O_DSYNC": (ONCE, ALWAYS, ALWAYS, ALWAYS, ONCE, NEVER, ONCE),
+    "pwritev2, RWF_SYNC": (NEVER, ONCE, ALWAYS, ALWAYS, NEVER, ONCE, ONCE),
+    "pwritev2, RWF_DSYNC": (NEVER, ONCE, ALWAYS, ALWAYS, NEVER, ONCE, ONCE),
+    "msync, MS_SYNC": (ONCE, ONCE, ALWAYS, ALWAYS, NEVER, NEVER, ONCE),
+    "close": (NEVER, NEVER, NEVER, NEVER, NEVER, NEVER, NEVER),
 }
 
 

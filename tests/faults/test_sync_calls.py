@@ -23,11 +23,11 @@ def kernel(layers):
     return KernelOverlay(layers), "volatile"
 
 
-def voile(passthrough):
+def voile(options):
     def make(layers):
         if reason := voile_missing():
             pytest.skip(reason)
-        return VoileOverlay(layers), f"volatile,passthrough={passthrough}"
+        return VoileOverlay(layers), f"volatile,{options}"
 
     return make
 
@@ -71,8 +71,9 @@ class NoOverlay:
 
 MAKE = {
     "kernel": kernel,
-    "voile": voile("on"),
-    "voile, passthrough=off": voile("off"),
+    "voile": voile("passthrough=on"),
+    "voile, passthrough=off": voile("passthrough=off"),
+    "voile, plain fuse": voile("fuseblk=off,passthrough=off"),
     "fuse-overlayfs": fuse_overlayfs,
     "eatmydata": lambda layers: (NoOverlay(layers), ""),
     "none": lambda layers: (NoOverlay(layers), ""),
@@ -119,7 +120,7 @@ def test_calls(fs, system):
 
 
 
-@pytest.mark.parametrize("ours", ["voile", "voile, passthrough=off"])
+@pytest.mark.parametrize("ours", ["voile", "voile, passthrough=off", "voile, plain fuse"])
 def test_never_worse_than_the_kernel(ours):
     """Where the kernel's volatile overlayfs reports lost data, so do we, and the same errno."""
     kernels, got = sync_table.column("kernel"), sync_table.column(ours)
