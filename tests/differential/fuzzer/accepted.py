@@ -18,7 +18,7 @@ LISTING = ("list", "relist", "rest", "resume", "dots", "getdents")
 LOST = ("EPERM", "EINVAL", "EIO", "ESTALE", "EACCES")
 
 
-def kernel_oddity(program, step, outcome):
+def kernel_oddity(step, outcome):
     """Whether voile is not even asked, since the kernel's answer is one that voile need not give."""
     verb = step[1]
     if verb in ("fchmod", "fchown", "futimens", "fsetxattr") and outcome in ("EEXIST", "ENOENT"):
@@ -29,8 +29,6 @@ def kernel_oddity(program, step, outcome):
         # A file that is open and has lost its names counts (s_remove_count). FUSE goes by what stat(2) shows,
         # and that is, on both sides, the link count of the lower file.
         return True
-    if verb in ("open", "create") and outcome == "ENXIO" and "userxattr" in program.options:
-        return True  # the names of a fifo without an origin are two fifos to the kernel
     if verb == "copy_file_range" and outcome == "EXDEV":
         return True  # between unlike file systems: FUSE copies then
     # On a directory of a lower layer that is removed and still open or somebody's own: ENOTDIR and EISDIR.

@@ -230,7 +230,7 @@ class Match:
         oracle = theirs.segment(self.overlay(KernelOverlay, theirs.layers), options, steps, None, names, kill)
         for number, (step, _log) in oracle.items():
             self.steps[number] = step
-        skip = {n for n, (step, log) in oracle.items() if log and kernel_oddity(program, step, log[0][1])}
+        skip = {n for n, (step, log) in oracle.items() if log and kernel_oddity(step, log[0][1])}
         self.odd |= bool(skip)
         skip |= {n for n, (_step, log) in oracle.items() if log == LEFT_OUT}
         steps = [(number, oracle[number][0]) for number, _ in steps]

@@ -40,6 +40,7 @@ class Player:
         self.read_only = "ro" in program.options or program.upper is None
         self.has_upper = bool(program.upper)
         self.flagged = has_flags(program)
+        self.userxattr = "userxattr" in program.options
         self.on_xfs = program.on == "xfs"
         self.allocates = any(step[1] == "fallocate" for step in program.steps)
         self.processes = {0: self.root}
@@ -196,6 +197,14 @@ class Player:
         special = fd is not None and self._process(who).mode(fd)[0] & 0o6000
         return self._write(who, arguments) and not (self.on_xfs and special)
 
+    def _open(self, who, arguments):
+        # The names of a fifo that can have no origin are two fifos to the kernel.
+        try:
+            st = os.stat(arguments[1])
+        except OSError:
+            return True
+        return not (self.userxattr and stat.S_ISFIFO(st.st_mode) and st.st_nlink > 1)
+
     def _no_fifo(self, who, arguments):
         # It would wait for somebody at the other end.
         try:
@@ -215,6 +224,7 @@ WORTH = {
     "chattr": Player._chattr,
     "truncate": Player._truncate,
     "mmap": Player._mmap,
+    "open": Player._open,
     "mwrite": Player._mwrite,
     **dict.fromkeys(("read", "create"), Player._no_fifo),
 }
