@@ -94,7 +94,8 @@ def serve(
             if visible is not None:
                 overlay.mounted(*visible, keeper.tid if keeper is not None else os.getpid())
                 operations.seen = Seen(target, visible, keeper.tid if keeper is not None else 0)
-            operations.hatch(target, visible)
+            os.umask(0)  # modes of requests arrive with the caller's umask beside them
+            operations.hatch(target, visible)  # serves the first ones
             if ready is not None:
                 ready()
             if keeper is not None:
@@ -230,7 +231,6 @@ def _loop(
         from voile.fuse.cpu_follow import CpuFollow
 
         follow = CpuFollow()
-    os.umask(0)  # modes of requests arrive with the caller's umask beside them
     device = Device(session, pool, follow)
 
     def unmount(number: int) -> None:
