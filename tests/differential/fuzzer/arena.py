@@ -19,7 +19,7 @@ from differential import snapshot
 from differential.actors import die_with_parent, kind_of
 from differential.fuzzer.accepted import LOST, accepted, has_indexed_links, kernel_oddity, without_ghosts
 from differential.fuzzer.player import LEFT_OUT
-from differential.fuzzer.program import REMOUNT, Pick, segments
+from differential.fuzzer.program import REMOUNT, Pick, daemon_options, segments
 from differential.fuzzer.side import ManyLayers, Refused, Side, look
 from support import fsck, mountinfo, syscalls
 from support.namespace import ISOLATION
@@ -235,7 +235,7 @@ class Match:
         skip |= {n for n, (_step, log) in oracle.items() if log == LEFT_OUT}
         steps = [(number, oracle[number][0]) for number, _ in steps]
         mine = self.overlay(self.voile, ours.layers)
-        got = ours.segment(mine, options + list(program.daemon), steps, skip, names, kill)
+        got = ours.segment(mine, options + daemon_options(program), steps, skip, names, kill)
         lines = unlike_steps(program, oracle, got, skip, self.numbers)
         ignore = {"one device"} if self.numbers else {"one device", "ino"}
         if has_indexed_links(program):
@@ -256,7 +256,7 @@ class Match:
         """The kernel does not mount what voile must not mount then."""
         mine = self.overlay(self.voile, ours.layers)
         try:
-            mine.mount(*self.program.options, *self.program.daemon)
+            mine.mount(*self.program.options, *daemon_options(self.program))
         except VoileError:
             self.arena.refused += 1
             return []
@@ -304,7 +304,7 @@ class Match:
             ),
         )
         shown, mine = theirs.tree, self.overlay(self.voile, theirs.layers)
-        seen = look(theirs.layers, mine, [*options, *program.daemon])
+        seen = look(theirs.layers, mine, [*options, *daemon_options(program)])
         return lines + titled(
             "the kernel's layers mounted by voile (expected: what the kernel showed)",
             snapshot.differences(without_ghosts(shown, seen), without_ghosts(seen, shown), ignore),

@@ -45,3 +45,11 @@ def segments(program):
         else:
             parts[-1][1].append((number, step))
     return parts
+
+
+def daemon_options(program):
+    """What voile is mounted with besides."""
+    if any(step[1] == "ro" for step in program.steps):
+        # What the canary has open for writing is in the way of a bare remount(2).
+        return [*program.daemon, "syncfs=none"]
+    return [*program.daemon]
