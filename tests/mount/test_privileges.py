@@ -1,9 +1,6 @@
 """Set-id bits, capabilities and groups: what the kernel's overlayfs leaves of them, we leave."""
 
 import os
-import shutil
-import time
-from functools import partial
 
 import pytest
 
@@ -134,23 +131,3 @@ def test_creation_in_a_setgid_directory(groups, layers, kernel_overlay, voile_ov
         return in_child(user, uid=USER, gid=USER, groups=groups)
 
     twice(layers, kernel_overlay, voile_overlay, function)
-
-
-def test_the_umask_counts_from_the_first_request_on(layers, voile_overlay):
-    """The mount is there before all of its preparations are made, and answers meanwhile."""
-    overlay = voile_overlay(layers())
-
-    def make(point, name):
-        os.umask(0o027)
-        os.close(os.open(point / name, os.O_CREAT, 0o666))
-
-    for number in range(5):
-        point = overlay.mount("volatile,fuseblk=off")
-        modes = []
-        for name in (f"first{number}", f"second{number}"):
-            in_child(partial(make, point, name))
-            modes.append(oct(os.stat(point / name).st_mode & 0o777))
-            time.sleep(0.05)
-        overlay.umount()
-        shutil.rmtree(overlay.layers.work / "work" / "incompat")
-        assert modes == ["0o640"] * 2

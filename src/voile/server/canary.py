@@ -33,7 +33,7 @@ import _signal  # type: ignore[import-not-found]  # the C half of `signal`, whos
 import os
 import stat
 import time
-from errno import EAGAIN, EINTR, EIO, ENOENT
+from errno import EAGAIN, EINTR, EIO, ENODEV, ENOENT
 from select import POLLIN
 from select import poll as new_poll
 
@@ -186,6 +186,8 @@ class Canary:
                 try:
                     size = os.readv(session.fd, session.views)
                 except OSError as error:
+                    if error.errno == ENODEV:
+                        break  # unmounted already; the loop will see that, too
                     if error.errno not in (EAGAIN, EINTR, ENOENT):
                         raise
                     continue
