@@ -137,6 +137,18 @@ def test_the_default_says_what_the_last_mount_had_lost(fs, layers):
     overlay.close()
 
 
+def test_the_default_says_what_a_held_probe_knows(fs, layers):
+    use(layers)
+    fs.lose(errno.ENOSPC)
+    assert fs.sync() == errno.ENOSPC
+    (layers.work / "work/incompat/volatile/dirty").unlink()
+    (layers.work / "work/incompat/volatile").rmdir()
+    overlay = VoileOverlay(layers)
+    overlay.mount("volatile")
+    assert "followed by an error of the file system, which has lost data (ENOSPC)" in overlay.output()
+    overlay.close()
+
+
 def test_recover_clears_an_unseen_error(fs, layers):
     """Also where nothing was mounted before."""
     fs.lose(errno.EIO)

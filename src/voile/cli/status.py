@@ -148,7 +148,7 @@ def _state(status: dict[str, Any]) -> str:
     words = [status["state"]]
     if status["state"] == "shutdown" and error is not None and status["pid"] is not None:
         words.append(f"the upper file system has lost data ({error['name']}, first seen {error['since']})")
-    words += [word for word in ("volatile", "metacopy") if status.get(word)]
+    words += [word for word in ("volatile", "reused", "metacopy") if status.get(word)]
     return ", ".join(words)
 
 

@@ -205,13 +205,13 @@ class Overlay:
     def _make_probe(self) -> Probe:
         soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         made = chain.create(self.params.probe, self._locks[1], self.params.userxattr, soft // 8)
-        if made.kind == policy.INODE:
-            if self.params.hold:
-                made.close()
-                message = "hold=on needs the exact error probe, which cannot be made here"
-                raise probe.ProbeUnavailable(EINVAL, message, self.params.workdir)
-            if self.params.probe == policy.AUTO:
-                self.warnings.append("errors are seen only of single files; 'voile status' says of how many")
+        exact = made.kind != policy.INODE
+        if self.params.hold and not (exact and files.unique_mount_id(made.fd)):
+            made.close()
+            what = "a kernel that numbers mounts (Linux 6.8)" if exact else "the exact error probe"
+            raise probe.ProbeUnavailable(EINVAL, f"hold=on needs {what}", self.params.workdir)
+        if not exact and self.params.probe == policy.AUTO:
+            self.warnings.append("errors are seen only of single files; 'voile status' says of how many")
         return made
 
     def _open_layers(self, layout: Layout) -> None:

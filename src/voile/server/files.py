@@ -383,6 +383,17 @@ class FileOperations(Served):
             return self._sync_metadata(req, file.node)
         return self.sync_fd(req, fd, datasync)
 
+    def caches_writes(self) -> bool:
+        """Whether the kernel may have pages to write to us: somebody has a file of ours open for writing.
+
+        What passes through is in the cache of the real file.
+        """
+        return any(
+            file.flags & os.O_ACCMODE != os.O_RDONLY
+            and not (isinstance(file.node.opens, Opens) and file.node.opens.backing_id)
+            for file in self.files.values()
+        )
+
     def upper_fs_fd(self) -> int:
         """A descriptor of the upper file system, open since the mount."""
         return self.overlay.filesystems[self.overlay.upper_layer.dev].fd

@@ -55,10 +55,14 @@ class Keeper:
         if self._order.locked():
             self._order.release()
 
-    def tidy(self) -> None:
-        """Let go of the mounts that nobody needs here. Takes a while: the kernel waits for each one."""
+    def tidy(self, *programs: bytes) -> None:
+        """Let go of the mounts that nobody needs here. Takes a while: the kernel waits for each one.
+
+        `programs` will be started from here.
+        """
         points = [mount.mountpoint for mount in mountinfo.read(b"/proc/thread-self/mountinfo")]
         needed = [*_NEEDED, *(os.path.realpath(os.fsencode(entry)) for entry in sys.path if entry)]
+        needed += map(os.path.realpath, programs)
         for point in reversed(points):
             if not any(_below(place, point) for place in needed):
                 try:

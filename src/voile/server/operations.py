@@ -85,14 +85,14 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
 
         Only pages of shared mappings are written late: when the file is closed at the latest (fs/fuse/file.c,
         fuse_vma_close), and with DESTROY all are. Without it, an unmount cannot be told from an abort, which
-        throws them away; but who has nothing open for writing has nothing mapped for it.
+        throws them away; but who has nothing open for writing has nothing mapped for it. (A RELEASE that the
+        unmount has overtaken counts as open.)
         """
         if self.shutdown is not None:
             return record.SHUT_DOWN
         if self.checkpoint is not None and self.checkpoint.frozen:
             return record.SYNCED
-        writers = any(file.flags & os.O_ACCMODE != os.O_RDONLY for file in self.files.values())
-        if self.session.said_goodbye or (self.session.gone and not writers):
+        if self.session.said_goodbye or (self.session.gone and not self.caches_writes()):
             return record.UNMOUNTED
         return record.MOUNTED
 

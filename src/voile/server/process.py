@@ -57,6 +57,7 @@ def serve(
     from voile.fuse.workers import WorkerPool
     from voile.overlay.super import Overlay
     from voile.server.base import Seen
+    from voile.volatile.policy import SHELL
 
     target = _check_target(target)
     _raise_file_limit()
@@ -99,7 +100,7 @@ def serve(
             if ready is not None:
                 ready()
             if keeper is not None:
-                keeper.tidy()
+                keeper.tidy(*((SHELL,) if params.hold else ()))
         except BaseException:
             # Closing the device aborts the connection: then the unmount waits for nobody.
             os.close(fd)

@@ -20,17 +20,20 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # the C half of `signal`, whose other half imports enum
 import os
+from errno import ECHILD
+from select import POLLIN, poll
 
 from voile.linux import files
+from voile.volatile.policy import SHELL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_SHELL = b"/bin/sh"
-# 0: "go on" from the daemon, then the end of that file. 3, 4: the pipe. 5: the probe.
-_SCRIPT = b"cd / && read -r go && read -r never <&3"
+# 0: "go on" from the daemon, then the end of that file. 1: to the daemon: it runs. 3, 4: the pipe.
+_SCRIPT = b"echo && read -r go && read -r never <&3"
 _PROBE_FD = 5
+_PATIENCE_MS = 5000
 
 
 class Started:
@@ -41,27 +44,24 @@ class Started:
     def __init__(self, probe_fd: int, what: bytes) -> None:
         """Start it. `what` is shown by ps(1). Raises OSError."""
         told, self._tell = os.pipe()
+        heard, say = os.pipe()
         read_end, write_end = os.pipe()
-        mine = (told, read_end, write_end, probe_fd)
-        # In two steps, since one may have a number that another is to get.
-        above = max(mine) + 10
-        actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inherited() if fd > 2]
-        actions += [(os.POSIX_SPAWN_DUP2, fd, above + index) for index, fd in enumerate(mine)]
-        actions += [(os.POSIX_SPAWN_OPEN, fd, b"/dev/null", os.O_RDWR, 0) for fd in (1, 2)]
-        actions += [(os.POSIX_SPAWN_DUP2, above + index, fd) for index, fd in enumerate((0, 3, 4, _PROBE_FD))]
-        actions += [(os.POSIX_SPAWN_CLOSE, above + index) for index in range(len(mine))]
-        words = (b"sh", b"-c", _SCRIPT, b"voile-hold", b"error probe of " + what)
         try:
-            self.pid = os.posix_spawn(
-                _SHELL, words, {}, file_actions=actions, setsid=True,
-                setsigmask=(), setsigdef=_signal.valid_signals(),
-            )  # fmt: skip
+            self.pid = _spawn((told, say, read_end, write_end, probe_fd), what)
+            os.close(say)
+            say = -1
+            # Its exec ends posix_spawn(3) a moment before it has closed what it got from us.
+            poller = poll()
+            poller.register(heard, POLLIN)
+            if not poller.poll(_PATIENCE_MS) or not os.read(heard, 1):
+                raise OSError(ECHILD, "the shell does not run")
         except BaseException:
             os.close(self._tell)
             raise
         finally:
-            for fd in (told, read_end, write_end):
-                os.close(fd)
+            for fd in (told, heard, say, read_end, write_end):
+                if fd >= 0:
+                    os.close(fd)
 
     def stay(self) -> None:
         """It stays for good."""
@@ -129,6 +129,29 @@ def find(pid: int, probe_mount: int) -> Held | None:
         if each >= 0:
             os.close(each)
     return None
+
+
+def _spawn(fds: tuple[int, ...], what: bytes) -> int:
+    """Start the shell with `fds` as its descriptors 0, 1, 3, 4 and 5, and no other but 2; its pid."""
+    # In two steps, since one may have a number that another is to get.
+    above = max(fds) + 10
+    actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inherited() if fd > 2]
+    actions += [(os.POSIX_SPAWN_DUP2, fd, above + index) for index, fd in enumerate(fds)]
+    actions += [(os.POSIX_SPAWN_OPEN, 2, b"/dev/null", os.O_RDWR, 0)]
+    actions += [(os.POSIX_SPAWN_DUP2, above + index, fd) for index, fd in enumerate((0, 1, 3, 4, _PROBE_FD))]
+    actions += [(os.POSIX_SPAWN_CLOSE, above + index) for index in range(len(fds))]
+    words = (b"sh", b"-c", _SCRIPT, b"voile-hold", b"error probe of " + what)
+    # Its directory would keep a file system busy. No thread of ours goes by the current one.
+    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.chdir("/")
+        return os.posix_spawn(
+            SHELL, words, {}, file_actions=actions, setsid=True,
+            setsigmask=(), setsigdef=_signal.valid_signals(),
+        )  # fmt: skip
+    finally:
+        os.fchdir(here)
+        os.close(here)
 
 
 def _inherited() -> list[int]:

@@ -36,6 +36,9 @@ CANARY = "canary"  # it is made to wait, see server.canary
 NONE = "none"
 SYNCFS = (AUTO, FUSEBLK, CANARY, NONE)
 
+# The program that holds a probe between two mounts (see holder).
+SHELL = b"/bin/sh"
+
 
 class Policy:
     """The options, checked: `errors` is one of ERRORS, `error_code` one of ERROR_CODES."""

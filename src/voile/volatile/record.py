@@ -16,7 +16,7 @@ import fcntl
 import os
 import stat
 import time
-from errno import EBUSY
+from errno import EBUSY, EINVAL
 
 from voile.linux import files, trees
 
@@ -159,7 +159,7 @@ class Update:
     The parts are for different threads: `commit` creates nothing, so it may run in any.
     """
 
-    __slots__ = ("_directory", "_lock", "_new")
+    __slots__ = ("_directory", "_done", "_lock", "_new")
 
     def __init__(self, workdir_fd: int, new: Record, first: bool = False) -> None:
         """Take the lock and write. `first`: the old record is that of another mount.
@@ -167,6 +167,7 @@ class Update:
         Raises OSError: EBUSY when the old one is another mount's and should not, or is locked for too long.
         """
         self._new = self._directory = -1
+        self._done = False
         self._lock = _lock(workdir_fd)
         try:
             if not first and (self._lock < 0 or _id(self._lock) != new.id):
@@ -187,12 +188,32 @@ class Update:
             os.fsync(self._new)
         if self._lock < 0 and exists(self._directory):
             trees.remove(self._directory, NAME)  # no file, but perhaps a directory, in the way
-        os.rename(_NEW, NAME, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        if self._lock >= 0:
+            self._exchange()
+        else:
+            os.rename(_NEW, NAME, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        self._done = True
         if durable:
             os.fsync(self._directory)
 
+    def _exchange(self) -> None:
+        """Not a rename over the old one: that makes ext4 write the new file to the disk (auto_da_alloc)."""
+        try:
+            files.renameat2(self._directory, _NEW, self._directory, NAME, files.RENAME_EXCHANGE)
+        except OSError as error:
+            if error.errno != EINVAL:  # a file system that cannot
+                raise
+            os.rename(_NEW, NAME, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            return
+        os.unlink(_NEW, dir_fd=self._directory)
+
     def close(self) -> None:
-        """Give the lock back."""
+        """Give the lock back; what was not committed is removed."""
+        if self._new >= 0 and not self._done:
+            try:
+                os.unlink(_NEW, dir_fd=self._directory)
+            except OSError:
+                pass  # the next one removes it
         for fd in (self._new, self._directory, self._lock):
             if fd >= 0:
                 os.close(fd)

@@ -71,16 +71,22 @@ def judge(last: Record, now: Record, work_fd: int, marked: bool) -> Verdict:
         return Verdict(reasons)
     reasons += _place(last, now)
     memory = files.statfs_type(work_fd) == files.TMPFS_MAGIC
+    code = _since(held, last)
+    if code:
+        name = errno.errorcode.get(code, str(code))
+        reasons.append(f"the file system has lost data between the two mounts ({name})")
     if held is not None:
-        code = Probe(held.fd, last.probe).check()
-        if code:
-            name = errno.errorcode.get(code, str(code))
-            reasons.append(f"the file system has lost data between the two mounts ({name})")
-    elif not memory:
+        return Verdict(reasons, held)
+    if not memory:
         reasons.append(_no_holder(last, now))
     elif not now.mount or last.mount != now.mount:
         reasons.append(_another_mount(now))
     return Verdict(reasons, held)
+
+
+def _since(held: Held | None, last: Record) -> int:
+    """The errno that the held probe tells, or 0."""
+    return 0 if held is None else Probe(held.fd, last.probe).check()
 
 
 def _end(last: Record) -> list[str]:
@@ -162,7 +168,7 @@ class Continuity:
             return
         self.now.doubt = last.doubt
         if last.state in record.SETTLED:
-            self.now.checkpoint = last.checkpoint
+            self._go_on_from(last)
             return
         if last.doubt == record.NOTHING:
             self.now.doubt = f"a mount since {last.time} did not ask for proof (reuse=off)"
@@ -171,8 +177,10 @@ class Continuity:
             reasons.append("was never synced, and the machine has been restarted since")
         else:
             self._held = holder.find(last.holder, last.probe_mount)
-        if last.error:
-            reasons.append(f"had lost data ({errno.errorcode.get(last.error, last.error)})")
+        code = last.error or _since(self._held, last)
+        if code:
+            when = "had" if last.error else "was followed by an error of the file system, which has"
+            reasons.append(f"{when} lost data ({errno.errorcode.get(code, code)})")
         if reasons:
             what = f"the last mount ({last.time}) {', and '.join(reasons)}"
             self.warnings.append(f"{what}: files in the upper directory may be incomplete")
@@ -197,12 +205,17 @@ class Continuity:
             if verdict.held is not None:
                 verdict.held.close()
             raise NotProven(verdict.reasons, upper, work)
-        self.now.checkpoint = last.checkpoint  # and there is no doubt to carry on
+        self._go_on_from(last)  # and there is no doubt to carry on
         self._held = verdict.held
         self.reused = last.state not in record.SETTLED
         if self._held is None or not self.reused:
             return None
         return Probe(self._held.take(), last.probe)
+
+    def _go_on_from(self, last: Record) -> None:
+        # A work directory may have got another upper directory, once nothing was left to be refused.
+        if last.same_directories(self.now):
+            self.now.checkpoint = last.checkpoint
 
     def begin(self, workdir_fd: int, probe: Probe) -> None:
         """The directories are about to be used. Raises OSError: it cannot be written down."""
@@ -251,8 +264,8 @@ class Continuity:
             now.since = _stamp(sync.since)
         started = None
         if self._hold and state == record.UNMOUNTED and not sync.errno:
-            started = holder.Started(sync.probe.fd, path)
-            now.holder = started.pid
+            started = _start(sync.probe.fd, path)
+            now.holder = started.pid if started is not None else 0
         try:
             record.write(self._workdir_fd, now)
         except BaseException:
@@ -284,6 +297,18 @@ class Continuity:
         if self._held is not None:
             self._held.close()
             self._held = None
+
+
+def _start(probe_fd: int, path: bytes) -> holder.Started | None:
+    """A holder, or None: the next mount will be refused, but this one has ended well."""
+    try:
+        return holder.Started(probe_fd, path)
+    except OSError as error:
+        import sys
+
+        what = f"{os.fsdecode(path)}: the error probe cannot be held: {error.strerror}"
+        print(f"voile: {what}", file=sys.stderr)
+        return None
 
 
 def _stamp(seconds: float | None = None) -> str:
