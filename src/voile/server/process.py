@@ -62,6 +62,7 @@ def serve(
     target = _check_target(target)
     _raise_file_limit()
     overlay = Overlay.open(params)
+    operations: OverlayOperations | None = None
     try:
         for warning in overlay.warnings:
             _say(f"warning: {warning}")
@@ -107,7 +108,9 @@ def serve(
             _unmount_quietly(target)
             raise
     except BaseException:
-        overlay.abort()
+        # Others may have been served while it was tried whether syncfs(2) can be answered.
+        touched = operations is not None and (operations.changes or operations.last_fh)
+        (overlay.close if touched else overlay.abort)()
         raise
     try:
         operations.poll.start()
