@@ -209,6 +209,29 @@ def test_the_daemon_was_killed(made):
     assert "has not ended by an unmount" in refused(layers)
 
 
+def test_a_detached_mount_has_not_ended(made):
+    """Its end, later, does not touch the record of the mount that has taken the directories over."""
+    layers = made()
+    first, second = VoileOverlay(layers), VoileOverlay(layers)
+    first.mount(HELD)
+    fd = os.open(first.point / "file", os.O_RDWR | os.O_CREAT)
+    syscalls.umount(first.point, syscalls.MNT_DETACH)
+    assert "has not ended by an unmount, or not yet" in refused(layers)
+    unmark(layers)
+    second.mount("volatile")
+    assert second.output().count("taking it over") == 2
+    mine = holders.read(layers)["id"]
+    os.close(fd)
+    assert first.process.wait(10) == 0
+    first.process = None
+    assert (holders.read(layers)["id"], holders.read(layers)["state"]) == (mine, "mounted")
+    syscalls.umount(second.point)
+    assert second.process.wait(10) == 0
+    second.process = None
+    assert (holders.read(layers)["id"], holders.read(layers)["state"]) == (mine, "unmounted")
+    assert "in doubt" in refused(layers)
+
+
 def test_it_was_shut_down(made):
     layers = made()
     overlay = VoileOverlay(layers)
@@ -516,9 +539,12 @@ def test_as_an_ordinary_user(made, as_user, name):
         reused = control.status(os.fsencode(point))["reused"]
         third = voile("umount", point)
         holders.end(layers)
-        return first, second, reused, third, voile("mount", "-o", *words)
+        last = voile("mount", "-o", *words)
+        accepted = recover(layers, "--accept-loss")
+        return first, second, reused, third, last, accepted[0], voile("mount", "-o", *words)
 
-    *good, last = place.run(work)
+    *good, last, accepted, again = place.run(work)
+    assert (accepted, again) == (0, (0, ""))
     assert good == [(0, ""), (0, ""), True, (0, "")]
     assert last[0] == 32 and "is not there any more" in last[1]
 
