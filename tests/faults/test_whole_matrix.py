@@ -16,7 +16,7 @@ from faults import matrix
 from faults.faultyfs import ARRIVES_AS, GOOD, KINDS
 from faults.places import PLACES, Place, voile
 from faults.test_policy import result, status
-from support import syscalls
+from support import holders, syscalls
 from support.overlays import voile_missing
 from support.wait import wait_until
 
@@ -97,6 +97,9 @@ class Walk:
         """What container engines do before each mount, and what somebody does who wants to know."""
         shutil.rmtree(self.place.layers.work / "work")
         self.fs.sync()
+        # There is still the record of the last mount.
+        error = holders.read(self.place.layers)["error"]
+        self.place.warns = "had lost data" if error != "0" else None
 
     def mount_with_unseen_error(self):
         """Refused where the probe can tell."""
