@@ -18,6 +18,7 @@ from support import holders, mountinfo, syscalls
 from support.overlays import ROOT, KernelOverlay, VoileError, VoileOverlay, voile_missing
 from support.users import USER
 from support.wait import wait_until
+from voile.overlay import recover as overlay_recover
 from voile.server import control
 from voile.volatile import record
 
@@ -623,6 +624,36 @@ def test_discard(used):
     holders.wait(layers)
     assert not os.listxattr(layers.upper)
     cycle(layers, HELD)
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_discard_that_ends_in_the_middle(used, monkeypatch, marked):
+    """What is half emptied is not mounted, although the probe is still held."""
+    layers = used(HELD)
+    if not marked:
+        unmark(layers)
+    leftover = overlay_recover.Leftover(os.fsencode(layers.upper), os.fsencode(layers.work))
+
+    def fail(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(overlay_recover, "_empty", fail)
+    with pytest.raises(InterruptedError):
+        leftover.empty()
+    leftover.close()
+    assert "has not ended by an unmount" in refused(layers)
+    assert "the last mount was volatile" in refused(layers, "volatile")
+    assert voile("discard", layers.upper, "--work", layers.work) == (0, "")
+    holders.wait(layers)
+
+
+def test_root_recovers_what_a_user_has_left(used):
+    layers = used("volatile")
+    os.chown(layers.work / "voile.volatile", USER, USER)
+    assert "somebody else has written it" in recover(layers)[1]
+    assert recover(layers, "--accept-loss")[0] == 0
+    about = os.stat(layers.work / "voile.volatile")
+    assert (about.st_uid, about.st_mode & 0o777) == (USER, 0o600)
 
 
 def test_discard_takes_only_what_is_known(used):

@@ -111,6 +111,7 @@ class Leftover:
             for path in (self.upper, self.work):
                 if each.mountpoint.startswith(os.path.realpath(path) + b"/"):
                     raise MountError(EBUSY, "something is mounted in it", each.mountpoint)
+        self._doom(self.last)
         _empty(self.upper_fd, ())
         for name in os.listxattr(self.upper_fd):
             if name.startswith(_OVERLAY):
@@ -118,10 +119,19 @@ class Leftover:
         if self._held is not None:
             self._held.end()
             self._held = None
-        # The marker and the record last: what is half emptied must not be mounted.
+        # The marker and the record last.
         _empty(self.work_fd, (b"work", record.NAME))
         _empty(self.work_fd, (record.NAME,))
         record.remove(self.work_fd)
+
+    def _doom(self, last: record.Record) -> None:
+        """What is half emptied must not be mounted, with whatever options."""
+        last.state, last.checkpoint = record.MOUNTED, record.NOTHING
+        record.write(self.work_fd, last, first=True)
+        try:
+            trees.look(self.work_fd, b"work", marker.create_volatile)
+        except FileNotFoundError:
+            pass
 
     def _open(self) -> None:
         places = []
@@ -185,12 +195,20 @@ class Leftover:
     def _write(self, log: list[str]) -> None:
         now = self._now
         now.time = policy.stamp(time.time())
+        owner = self._record_owner()
         now.state = record.ACCEPTED if log else record.SYNCED
         if not log:
             now.checkpoint = now.time
         elif self.last is not None:
             now.checkpoint = self.last.checkpoint
-        record.write(self.work_fd, now, first=True, durable=True)
+        # Where root recovers what is somebody's: or his next mount would not believe it.
+        record.write(self.work_fd, now, first=True, durable=True, owner=owner)
+
+    def _record_owner(self) -> int:
+        try:
+            return os.stat(record.NAME, dir_fd=self.work_fd, follow_symlinks=False).st_uid
+        except FileNotFoundError:
+            return os.geteuid()
 
 
 def _empty(fd: int, but: tuple[bytes, ...]) -> None:

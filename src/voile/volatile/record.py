@@ -196,6 +196,10 @@ class Update:
         if durable:
             os.fsync(self._directory)
 
+    def give_to(self, owner: int) -> None:
+        """Change the owner. Raises OSError."""
+        os.fchown(self._new, owner, -1)
+
     def _exchange(self) -> None:
         """Not a rename over the old one: that makes ext4 write the new file to the disk (auto_da_alloc)."""
         try:
@@ -220,10 +224,14 @@ class Update:
         self._new = self._directory = self._lock = -1
 
 
-def write(workdir_fd: int, new: Record, *, first: bool = False, durable: bool = False) -> None:
-    """Replace the record at once. Raises OSError, as `Update`."""
+def write(
+    workdir_fd: int, new: Record, *, first: bool = False, durable: bool = False, owner: int | None = None
+) -> None:
+    """Replace the record at once; `owner` is to have it. Raises OSError, as `Update`."""
     update = Update(workdir_fd, new, first)
     try:
+        if owner is not None and owner != os.geteuid():
+            update.give_to(owner)
         update.commit(durable)
     finally:
         update.close()
