@@ -192,8 +192,32 @@ def test_the_daemon_killed(place):
     place().run(work)
 
 
+def test_all_killed_at_once(place):
+    def work(point, layers):
+        daemon = status(point)["pid"]
+        (helper,) = helpers(daemon)
+        os.kill(helper, signal.SIGSTOP)
+        asker = subprocess.Popen(["sync", "-f", point], stderr=subprocess.DEVNULL)
+        os.kill(daemon, signal.SIGKILL)
+        os.kill(helper, signal.SIGKILL)
+        wait_until(lambda: not alive(daemon) and not alive(helper), "somebody lives")
+        asker.wait(10)
+
+    place().run(work)
+
+
+def test_forced_unmount(other_fs, as_user):
+    def work(point, layers):
+        daemon = status(point)["pid"]
+        (helper,) = helpers(daemon)
+        subprocess.run(["umount", "-i", "-f", point], check=True)
+        wait_until(lambda: not alive(daemon) and not alive(helper), "somebody lives")
+
+    Place("plain", as_user, other_fs.layers(), "volatile").run(work)
+
+
 def test_the_helper_killed(place, other_fs):
-    """syncfs(2) then means nothing, but does not hang, and the status says so."""
+    """Nobody waits for it, the status says so, and then there is another one."""
 
     def work(point, layers):
         daemon = status(point)["pid"]
@@ -201,11 +225,47 @@ def test_the_helper_killed(place, other_fs):
         os.kill(helper, signal.SIGKILL)
         wait_until(lambda: not alive(helper), "the helper lives")
         wait_until(lambda: status(point)["syncfs"] == "none", "the daemon has not noticed")
-        answers = {syncfs_at(point) for _ in range(10)}
+        between = syncfs_at(point)
+        wait_until(lambda: status(point)["syncfs"] == "canary", "there is no other one")
+        healthy = syncfs_at(point)
         other_fs.lose(errno.EIO, layers.base / "outside")
-        return answers, voile("sync", point)[0]
+        return between, healthy, syncfs_at(point), len(helpers(daemon))
 
-    assert place().run(work) == ({0}, 74)
+    assert place("poll=0").run(work) == (0, 0, errno.EIO, 1)
+
+
+def test_requests_while_there_is_a_new_helper(place):
+    """None is lost when the daemon starts another one in between."""
+
+    def work(point, layers):
+        (helper,) = helpers(status(point)["pid"])
+        os.kill(helper, signal.SIGKILL)
+        number = 0
+        while number < 2000 or status(point)["syncfs"] != "canary":
+            (point / "file").write_bytes(GOOD)
+            assert not (point / f"none{number}").exists()
+            number += 1
+        return (point / "file").read_bytes() == GOOD
+
+    assert place().run(work)
+
+
+def test_read_only_and_back(other_fs, as_user):
+    """What the helper has open for writing is not in the way."""
+
+    def work(point, layers):
+        (point / "file").write_bytes(GOOD)
+        got = [voile("mount", "-o", "remount,ro", point), status(point)["syncfs"], syncfs_at(point)]
+        got += [voile("mount", "-o", "remount,rw", point), status(point)["syncfs"], syncfs_at(point)]
+        fd = os.open(point / "file", os.O_RDWR)
+        got += [voile("mount", "-o", "remount,ro", point)[0], status(point)["syncfs"]]
+        os.close(fd)
+        other_fs.lose(errno.EIO, layers.base / "outside")
+        return [*got, syncfs_at(point)]
+
+    good = (0, "")
+    expected = [good, "none", 0, good, "canary", 0, 32, "canary", errno.EIO]
+    assert Place("plain", as_user, other_fs.layers(), "volatile").run(work) == expected
 
 
 def test_the_helper_stopped(place):

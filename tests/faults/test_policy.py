@@ -24,8 +24,9 @@ pytestmark = pytest.mark.skipif(voile_missing() is not None, reason=str(voile_mi
 
 FS_IOC_SETFLAGS = 0x40086602
 FS_NODUMP_FL = 0x40
-# Nobody looks but those who ask. Not fuseblk: on that sync(2) asks, and anybody on the machine may call it.
-NO_POLL = "poll=0,fuseblk=off"
+# Nobody looks but those who ask. Not fuseblk: on that sync(2) asks, and anybody on the machine may call it. No
+# canary: it looks once a second.
+NO_POLL = "poll=0,fuseblk=off,syncfs=none"
 
 
 def result(call, *args, **more):
@@ -112,7 +113,7 @@ def test_no_poll_without_need(fs):
 
 def test_the_first_look_is_the_last(fs, mount):
     """A failed mount needs no timer."""
-    overlay = mount("poll=0.01,fuseblk=off")
+    overlay = mount("poll=0.01,fuseblk=off,syncfs=none")
 
     def interruptions():
         text = open(f"/proc/{overlay.pid}/status").read()

@@ -7,7 +7,7 @@ system call itself.
 from __future__ import annotations
 
 import os
-from errno import EROFS
+from errno import EBUSY, EROFS
 
 from voile.cli import mounts, report
 from voile.linux import mount as linux_mount
@@ -43,8 +43,28 @@ def main(options: list[bytes], target: bytes) -> int:
     try:
         if not flags & (MS_RDONLY | MS_BIND) and mounts.ask(mount).get("read_only"):
             raise OSError(EROFS, "no upper directory, ro, or errors=remount-ro: mount it anew to write")
-        linux_mount.mount(None, mount.mountpoint, None, MS_REMOUNT | flags)
+        _remount(mount.mountpoint, flags)
     except OSError as error:
         report.say(f"{shown}: {error.strerror}")
         return report.exit_status(error)
     return report.OK
+
+
+def _remount(point: bytes, flags: int) -> None:
+    """remount(2). What the canary has open for writing is in the way of `ro`."""
+    from voile.server import control
+
+    try:
+        linux_mount.mount(None, point, None, MS_REMOUNT | flags)
+    except OSError as error:
+        if error.errno != EBUSY or not flags & MS_RDONLY or flags & MS_BIND:
+            raise
+        control.canary(point, False)
+        try:
+            linux_mount.mount(None, point, None, MS_REMOUNT | flags)
+        except OSError:
+            control.canary(point, True)
+            raise
+    else:
+        if not flags & (MS_RDONLY | MS_BIND):
+            control.canary(point, True)

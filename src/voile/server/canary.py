@@ -22,9 +22,9 @@ known to the probe at the release is in `s_wb_err` before the call looks there. 
 bell: without it the call would only wait longer, for the next *tick*, each second, at which one latch is
 released and armed again (the kernel does not like pages to be locked for long).
 
-If the helper does not arm what was released within 250 ms, nothing is held back until it has caught up; and
-never again when it is gone.  `working` is false then: the answers of syncfs(2) mean nothing, which the status
-of the mount says.
+If the helper does not arm what was released within 250 ms, or is killed, nothing is held back until it has
+caught up, or there is another one.  `working` is false then: the answers of syncfs(2) mean nothing, which the
+status of the mount says.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ import _signal  # type: ignore[import-not-found]  # the C half of `signal`, whos
 import os
 import stat
 import time
-from errno import EAGAIN, EINTR, EIO, ENODEV, ENOENT
+from errno import EAGAIN, ECONNABORTED, EINTR, EIO, ENODEV, ENOENT
+from mmap import mmap
 from select import POLLIN
 from select import poll as new_poll
 
@@ -65,6 +66,9 @@ _START = 2.0
 _ACKNOWLEDGE = 0.25
 _TRIAL = 0.004
 _SOON = 0.001
+# When the helper was killed: how often, and when, there is another one.
+_LIVES = 5
+_REBIRTH = 0.5
 # Between the beginnings of two cycles: the flusher looks again at what is made dirty in the tick of the clock
 # in which it began, and there are some that write all the time (when much is dirty in the machine).
 _PACE = 0.004
@@ -94,11 +98,23 @@ class Canary:
 
     first = FIRST
 
-    def __init__(self, served: FailureOperations) -> None:
+    def __init__(self, served: FailureOperations, target: bytes, device: tuple[int, int]) -> None:
+        """`target`: where the mount can be seen; `device`: its number."""
         self._served = served
         self._session = served.session
-        self._prefix = b".voile-" + os.urandom(12).hex().encode() + b"-"
+        self._target = target
+        self._device = device
         self._pid = 0
+        # How often it may still be started anew.
+        self._lives = _LIVES
+        self._proven = False
+        # The helper lives; it has not caught up.
+        self._holding = False
+        self._behind = False
+        self._clear()
+
+    def _clear(self) -> None:
+        self._prefix = b".voile-" + os.urandom(12).hex().encode() + b"-"
         self._latches = (_Latch(), _Latch())
         # Requests that are not answered yet: the one that says that the bell is armed, and `READY`.
         self._bell = 0
@@ -117,23 +133,27 @@ class Canary:
         # While we find out whether a syncfs(2) waits: None, or the time when it has waited long enough (0:
         # it has not come yet).
         self._trial: float | None = None
-        self._proven = False
-        # The helper lives; it has not caught up.
-        self._holding = False
-        self._behind = False
 
     @property
     def working(self) -> bool:
         """Whether syncfs(2) is answered truly now."""
         return self._holding and self._proven and not self._behind
 
-    def start(self, target: bytes, device: tuple[int, int]) -> None:
-        """Start the helper and find out whether it works; requests are served meanwhile. In the main thread.
+    def start(self) -> None:
+        """Start the helper and find out whether it works; requests are served meanwhile.
 
-        `target`: where the mount can be seen; `device`: its number.
+        In the main thread.
         """
+        self._lives = _LIVES
+        self._start()
+
+    def _start(self) -> None:
         from voile.server import canary_process
 
+        if self._pid:
+            return
+        self._clear()
+        self._proven = self._behind = False
         poll = self._served.poll
         # Not at once: this may be in the middle of something.
         _signal.signal(_signal.SIGCHLD, lambda *_: poll.alarm(_SOON, self._reap))
@@ -143,7 +163,7 @@ class Canary:
         except OSError:
             return
         if self._pid == 0:
-            canary_process.main(us, target, self._prefix, device)
+            canary_process.main(us, self._target, self._prefix, self._device)
         self._holding = True
         front: dict[int, Callable[[Handler], Handler]] = {
             abi.LOOKUP: self._lookup, abi.OPEN: self._open, abi.READ: self._read, abi.WRITE: self._write,
@@ -157,13 +177,25 @@ class Canary:
             del front[abi.LOOKUP], front[abi.OPEN]
             self._session.put_before(front)
         if not self._proven:
+            self._lives = 0
             self._give_up()
             os.kill(self._pid, _signal.SIGKILL)
+
+    def dismiss(self) -> Callable[[], object]:
+        """End the helper; return what waits for its end, for another thread."""
+        pid, self._pid = self._pid, 0
+        self._lives = 0
+        self._give_up()
+        if not pid:
+            return lambda: None
+        os.kill(pid, _signal.SIGKILL)
+        return lambda: os.waitpid(pid, 0)
 
     def bury(self) -> None:
         """Wait for the end of the helper, after that of the mount."""
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         self._holding = False
+        self._lives = 0
         self._served.poll.alarm(0, self._late)
         if self._pid:
             os.kill(self._pid, _signal.SIGKILL)
@@ -172,9 +204,12 @@ class Canary:
 
     def _serve_until_proven(self) -> None:
         session = self._session
+        # Not the session's: a request may be in that which has not been looked at yet.
+        buffer = mmap(-1, len(session.buffer))
         poller = new_poll()
         poller.register(session.fd, POLLIN)
         end = time.monotonic() + _START
+        blocking = os.get_blocking(session.fd)
         os.set_blocking(session.fd, False)
         try:
             while self._holding and not self._proven and time.monotonic() < end:
@@ -184,16 +219,16 @@ class Canary:
                         self._go()
                     continue
                 try:
-                    size = os.readv(session.fd, session.views)
+                    size = os.readv(session.fd, [buffer])
                 except OSError as error:
-                    if error.errno == ENODEV:
+                    if error.errno in (ENODEV, ECONNABORTED):
                         break  # unmounted already; the loop will see that, too
                     if error.errno not in (EAGAIN, EINTR, ENOENT):
                         raise
                     continue
-                session.process(size)
+                session.dispatch(buffer[:size])
         finally:
-            os.set_blocking(session.fd, True)
+            os.set_blocking(session.fd, blocking)
 
     # --- the cycle ---
 
@@ -297,7 +332,7 @@ class Canary:
 
     def _late(self) -> None:
         """The helper has not done its part in time: nobody is to wait for it."""
-        if self._holding:
+        if self._holding and not self._ended():
             self._behind = True
             self._cycle.clear()
             self._let_go()
@@ -321,14 +356,25 @@ class Canary:
             self._served.poll.alarm(0, self._late)
 
     def _reap(self) -> None:
-        """A child has ended: the helper, perhaps."""
-        if self._pid and os.waitpid(self._pid, os.WNOHANG)[0]:
-            self._pid = 0
-            self._give_up()
-        elif self._cycle or self._behind:
+        """A child has ended."""
+        if self._ended():
+            return
+        if self._cycle or self._behind:
             self._served.poll.alarm(_ACKNOWLEDGE, self._late)
         else:
             self._end()
+
+    def _ended(self) -> bool:
+        """Whether the helper has: then there will be another one."""
+        if self._pid and not os.waitpid(self._pid, os.WNOHANG)[0]:
+            return False
+        if self._pid:
+            self._pid = 0
+            self._give_up()
+            if self._lives:
+                self._lives -= 1
+                self._served.poll.alarm(_REBIRTH, self._start)
+        return True
 
     # --- requests; each of these makes the handler that comes before `inner` ---
 
@@ -425,6 +471,7 @@ class Canary:
         if what == BELL_ARMED and self._early:
             self._early = False
         elif not self._holding or what == BYE:
+            self._lives = 0
             self._give_up()
         elif what == BELL_ARMED:
             self._bell = unique

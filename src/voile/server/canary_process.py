@@ -10,7 +10,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # the C half of `signal`, whose other half imports enum
 import _thread
 import os
-from errno import EIO, EPERM
+from errno import EIO, EPERM, ESTALE
 from mmap import MADV_DONTNEED, mmap
 from select import POLLPRI, poll
 
@@ -41,7 +41,7 @@ def main(daemon: int, target: bytes, prefix: bytes, device: tuple[int, int]) -> 
             os.close(null)
             os.chdir("/")
             process.set_name(b"voile-canary")
-            _live(_open_files(target, prefix), device)
+            _live(_open_files(target, prefix, os.makedev(*device)), device)
     finally:
         os._exit(0)
 
@@ -121,26 +121,28 @@ def _contents(fd: int) -> bytes:
     return b"".join(pieces)
 
 
-def _open_files(target: bytes, prefix: bytes) -> list[int]:
+def _open_files(target: bytes, prefix: bytes, device: int) -> list[int]:
     try:
-        return _open_copy(target, prefix)
+        return _open_copy(target, prefix, device)
     except OSError as error:
         if error.errno != EPERM:
             raise
-    return _open_in_child(target, prefix)
+    return _open_in_child(target, prefix, device)
 
 
-def _open_copy(target: bytes, prefix: bytes) -> list[int]:
+def _open_copy(target: bytes, prefix: bytes, device: int) -> list[int]:
     """The files, on a copy of the mount that is attached nowhere."""
     tree = linux_mount.open_tree(linux_mount.AT_FDCWD, target, linux_mount.OPEN_TREE_CLONE)
     try:
+        if os.fstat(tree).st_dev != device:
+            raise OSError(ESTALE, "another mount")
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         return [os.open(prefix + b"%d" % number, flags, dir_fd=tree) for number in range(FILES)]
     finally:
         os.close(tree)
 
 
-def _open_in_child(target: bytes, prefix: bytes) -> list[int]:
+def _open_in_child(target: bytes, prefix: bytes, device: int) -> list[int]:
     """The same by an ordinary user: a child does it in a user namespace, and hands them over."""
     import socket
 
@@ -151,7 +153,7 @@ def _open_in_child(target: bytes, prefix: bytes) -> list[int]:
         try:
             namespaces.unshare(namespaces.CLONE_NEWUSER | namespaces.CLONE_NEWNS)
             namespaces.write_id_maps("self", [(uid, uid, 1)], [(gid, gid, 1)])
-            socket.send_fds(theirs, [b"x"], _open_copy(target, prefix))
+            socket.send_fds(theirs, [b"x"], _open_copy(target, prefix, device))
         finally:
             os._exit(0)
     theirs.close()

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
         def freeze(self, pid: int) -> Any: ...
         def thaw(self) -> Any: ...
         def calibrate(self) -> Any: ...
+        def dismiss_canary(self) -> Any: ...
+        def new_canary(self) -> Any: ...
 
 
 SIZE = 8192
@@ -62,7 +64,11 @@ CHECKPOINT = 5
 FREEZE = 6
 THAW = 7
 CALIBRATE = 8
-_QUESTIONS = frozenset((STATUS, VERSION, SYNC, SHUTDOWN, CHECKPOINT, FREEZE, THAW, CALIBRATE))
+NO_CANARY = 9
+CANARY = 10
+_QUESTIONS = frozenset(
+    (STATUS, VERSION, SYNC, SHUTDOWN, CHECKPOINT, FREEZE, THAW, CALIBRATE, NO_CANARY, CANARY)
+)
 # Those that anybody may ask who can open the root: fsync(2) would tell him as well, and SHUTDOWN has its own
 # rule.
 _PUBLIC = frozenset((SYNC, SHUTDOWN))
@@ -139,6 +145,10 @@ class Control:
             return self._state.thaw()
         if question == CALIBRATE:
             return self._state.calibrate()
+        if question == NO_CANARY:
+            return self._state.dismiss_canary()
+        if question == CANARY:
+            return self._state.new_canary()
         from voile import __version__
 
         return __version__.encode()
@@ -257,6 +267,14 @@ def calibrate(mountpoint: bytes) -> None:
     Raises OSError: that of a sync, EIO after a shutdown, EROFS when it cannot be written, or as `ask`.
     """
     _ask_at(mountpoint, CALIBRATE)
+
+
+def canary(mountpoint: bytes, on: bool) -> None:
+    """End the canary of the mount at `mountpoint`, which has files open for writing, or have a new one.
+
+    Raises OSError as `ask`.
+    """
+    _ask_at(mountpoint, CANARY if on else NO_CANARY)
 
 
 def thaw(mountpoint: bytes) -> None:

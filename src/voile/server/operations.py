@@ -64,10 +64,28 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
         if device is not None:
             from voile.server.canary import Canary
 
-            self.canary = Canary(self)
-            self.canary.start(target, device)
+            self.canary = Canary(self, target, device)
+            self.canary.start()
         if self.params.syncfs == policy.CANARY and not (self.canary and self.canary.working):
             raise OSError(EOPNOTSUPP, "option 'syncfs=canary': it does not work here", target)
+
+    def dismiss_canary(self) -> dict[str, Any] | Late:
+        """What a remount asks for: that nothing is open for writing."""
+        if self.canary is None:
+            return {}
+        return Late(self.canary.dismiss(), lambda _: {})
+
+    def new_canary(self) -> dict[str, Any] | Late:
+        """What it asks for when the mount is writable (again)."""
+        canary = self.canary
+        if canary is None or canary.working or self.shutdown is not None:
+            return {}
+
+        def finish(_: None) -> dict[str, Any]:
+            canary.start()
+            return {}
+
+        return Late(lambda: None, finish)
 
     def destroy(self) -> None:
         """Lets go of the layers before umount(2) returns (on fuseblk it waits for this).
