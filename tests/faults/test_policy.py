@@ -24,8 +24,8 @@ pytestmark = pytest.mark.skipif(voile_missing() is not None, reason=str(voile_mi
 
 FS_IOC_SETFLAGS = 0x40086602
 FS_NODUMP_FL = 0x40
-# Nobody looks but those who ask. Not fuseblk: on that sync(2) asks, and anybody on the machine may call it. No
-# canary: it looks once a second.
+# Nobody looks but those who ask. Not fuseblk: on that sync(2) asks, and anybody on the machine may call it.
+# No canary: it looks once a second.
 NO_POLL = "poll=0,fuseblk=off,syncfs=none"
 
 
