@@ -49,7 +49,7 @@ def segments(program):
 
 def daemon_options(program):
     """What voile is mounted with besides."""
-    if any(step[1] == "ro" for step in program.steps):
+    if "volatile" in program.options and any(step[1] == "ro" for step in program.steps):
         # What the canary has open for writing is in the way of a bare remount(2).
         return [*program.daemon, "syncfs=none"]
     return [*program.daemon]
