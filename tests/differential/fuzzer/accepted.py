@@ -117,11 +117,6 @@ def _remove(program, step, expected, got):
     return step[3] == DEFAULT and expected == "EPERM" and got is None and has_flags(program)
 
 
-def _rename(program, step, expected, got):
-    # The names of a hard link to what can have no user.* attributes, and so no origin: two inodes there.
-    return isinstance(expected, str) and got is None and "userxattr" in program.options
-
-
 def _listed(program, step, expected, got):
     both = isinstance(expected, list) and isinstance(got, list)
     return both and _seen(expected, got) == _seen(got, expected)
@@ -162,7 +157,6 @@ RULES = {
     "fsxattr": _xflags,
     "access": _access,
     "removexattr": _remove,
-    "rename": _rename,
     "list": _listed,
     "relist": _listed,
 }

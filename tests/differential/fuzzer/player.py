@@ -197,13 +197,19 @@ class Player:
         special = fd is not None and self._process(who).mode(fd)[0] & 0o6000
         return self._write(who, arguments) and not (self.on_xfs and special)
 
-    def _open(self, who, arguments):
-        # The names of a fifo that can have no origin are two fifos to the kernel.
+    def _link(self, who, arguments):
+        # The names of a special file, which can have no user.* attributes and so no origin, are inodes of
+        # their own to the kernel.
+        if not self.userxattr:
+            return True
         try:
-            st = os.stat(arguments[1])
+            return stat.S_ISREG(os.lstat(arguments[0]).st_mode)
         except OSError:
             return True
-        return not (self.userxattr and stat.S_ISFIFO(st.st_mode) and st.st_nlink > 1)
+
+    def _link_fd(self, who, arguments):
+        fd = self._fill(who, arguments[0])
+        return not self.userxattr or fd is None or stat.S_ISREG(self._process(who).mode(fd)[0])
 
     def _no_fifo(self, who, arguments):
         # It would wait for somebody at the other end.
@@ -224,7 +230,8 @@ WORTH = {
     "chattr": Player._chattr,
     "truncate": Player._truncate,
     "mmap": Player._mmap,
-    "open": Player._open,
+    "link": Player._link,
+    "link_fd": Player._link_fd,
     "mwrite": Player._mwrite,
     **dict.fromkeys(("read", "create"), Player._no_fifo),
 }
