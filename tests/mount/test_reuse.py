@@ -368,6 +368,39 @@ def open_files(overlay):
     return [link for link in links if os.readlink(link).endswith("/file")]
 
 
+@pytest.mark.parametrize("hook", ["crash.{}", "fail.{}.28"])
+@pytest.mark.parametrize("options", ["", "fuseblk=off"])
+def test_every_step_of_the_end(made, hooked_overlay, options, hook):
+    """The daemon dies, or a change fails, at each of them: whole and known to be so, or refused."""
+    ends = []
+    for step in range(1, 20):
+        layers = made()
+        overlay = hooked_overlay(layers)
+        overlay.mount(HELD, options)
+        (overlay.point / "file").write_text("x")
+        overlay.hook(hook.format(step))
+        syscalls.umount(overlay.point)
+        ended = overlay.process.wait(10)
+        overlay.process = None
+        overlay.close()
+        found = holders.read(layers)
+        said = found["state"] == "unmounted"
+        whole = said and ended == 0
+        holders.wait(layers, *([int(found["holder"])] if whole else []))
+        if whole:
+            cycle(layers, HELD)
+            holders.end(layers)
+        else:
+            assert ("is not there any more" if said else "has not ended by an unmount") in refused(layers)
+        ends.append((ended, said))
+        if ends[-3:] == [(0, True)] * 3:
+            break
+    crash = 99 if "crash" in hook else 0
+    assert (crash, False) in ends, "it has not been tried"
+    assert ends[-1] == (0, True)
+    assert crash == 0 or (crash, True) in ends
+
+
 # Spoofing. Whoever may write to the work directory may write to the upper as well; these are about others.
 
 

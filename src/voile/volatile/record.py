@@ -209,7 +209,10 @@ class Update:
                 raise
             os.rename(_NEW, NAME, src_dir_fd=self._directory, dst_dir_fd=self._directory)
             return
-        os.unlink(_NEW, dir_fd=self._directory)
+        try:
+            os.unlink(_NEW, dir_fd=self._directory)
+        except OSError:
+            pass  # the next one removes it; the new one is in its place
 
     def close(self) -> None:
         """Give the lock back; what was not committed is removed."""
