@@ -12,6 +12,7 @@ file system stays writable, as with a disk that has a few bad sectors.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -162,7 +163,17 @@ class FaultDisk:
                 ),
                 f"{self.device} is still in use",
             )
-        syscalls.umount(self.file)
+        # The loop device lets go of the file a moment after it has said so (loop.c, __loop_clr_fd).
+        wait_until(self._umounted, f"{self.file} is still in use")
         self.control.close()
         self.process.wait(ANSWER_TIMEOUT)
         self.file.unlink()
+
+    def _umounted(self):
+        try:
+            syscalls.umount(self.file)
+        except OSError as exc:
+            if exc.errno != errno.EBUSY:
+                raise
+            return False
+        return True
