@@ -96,7 +96,7 @@ class History:
         works, same_probe = self.allowed(auto)
         overlay = VoileOverlay(self.layers)
         try:
-            overlay.mount(MOUNTS[event])
+            overlay.mount(MOUNTS[event], self.random.choice(["", "fuseblk=off"]))
         except VoileError as error:
             overlay.close()
             assert not works, (self.done, error)
