@@ -12,7 +12,7 @@ from errno import EINVAL
 
 from voile.linux import files
 from voile.overlay import xattrs
-from voile.overlay.layers import DIR_FLAGS, RealDir
+from voile.overlay.layers import DIR_READ, RealDir
 
 PREFIX = b".wh."
 OPAQUE = b".wh..opq"
@@ -39,7 +39,7 @@ def hidden_names(real: RealDir, dir_fd: int) -> frozenset[bytes]:
     if real.aufs is None:
         real.aufs = _NONE
         buffer = bytearray(64 * 1024)
-        fd = os.open(b".", (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY, dir_fd=dir_fd)
+        fd = os.open(b".", DIR_READ, dir_fd=dir_fd)
         try:
             while length := files.getdents64(fd, buffer):
                 # Most directories have none: that is seen sooner in the raw entries than in their names.

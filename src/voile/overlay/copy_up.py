@@ -26,7 +26,7 @@ from voile.linux import files
 from voile.overlay import origin, protect, xattrs
 from voile.overlay.copy_data import copy_data, copy_lower_data
 from voile.overlay.inode import Dir, Extra, Node
-from voile.overlay.layers import DIR_FLAGS, RealDir
+from voile.overlay.layers import DIR_READ, RealDir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -177,7 +177,7 @@ class CopyUp:
         work = ofs.work_fd
         if isinstance(node, Dir):
             real = node.lowers[0]
-            self.src = os.open(b".", (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY, dir_fd=ofs.fds.fd(real))
+            self.src = os.open(b".", DIR_READ, dir_fd=ofs.fds.fd(real))
             dir_fd, name, flags = self.src, b"", files.AT_EMPTY_PATH
             self.st = os.fstat(self.src)
         else:
@@ -201,7 +201,7 @@ class CopyUp:
         elif stat.S_ISDIR(mode):
             os.mkdir(temp, 0o700, dir_fd=work)
             self.temp = temp
-            self.dst = os.open(temp, (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY, dir_fd=work)
+            self.dst = os.open(temp, DIR_READ, dir_fd=work)
         elif stat.S_ISLNK(mode):
             os.symlink(os.readlink(name, dir_fd=dir_fd), temp, dir_fd=work)
         else:

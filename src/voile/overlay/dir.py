@@ -22,7 +22,7 @@ from voile.linux import files
 from voile.overlay import aufs, namei, protect, readdir, whiteout, xattrs
 from voile.overlay.copy_up import Busy, copy_up, set_impure
 from voile.overlay.inode import Dir, Indexed, Node
-from voile.overlay.layers import DIR_FLAGS, RealDir
+from voile.overlay.layers import DIR_READ, RealDir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ def _nursery(ofs: Overlay, parent: Dir, temp: bytes) -> int:
         return -1
     ofs.creds.mounter()
     os.mkdir(temp, 0o700, dir_fd=ofs.work_fd)
-    fd = os.open(temp, (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY, dir_fd=ofs.work_fd)
+    fd = os.open(temp, DIR_READ, dir_fd=ofs.work_fd)
     try:
         os.fchown(fd, -1, st.st_gid)
         os.fchmod(fd, 0o700 | (st.st_mode & stat.S_ISGID))

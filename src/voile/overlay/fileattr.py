@@ -14,7 +14,7 @@ from voile.overlay import protect
 from voile.overlay.attr import proc_path
 from voile.overlay.copy_up import copy_up
 from voile.overlay.inode import Dir, Node
-from voile.overlay.layers import DIR_FLAGS
+from voile.overlay.layers import DIR_READ
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _XFLAGS = fileattr.FS_XFLAG_IMMUTABLE | fileattr.FS_XFLAG_APPEND
 
 def _open(ofs: Overlay, node: Node) -> int:
     if isinstance(node, Dir):
-        return os.open(b".", (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY, dir_fd=ofs.fds.fd(node.top))
+        return os.open(b".", DIR_READ, dir_fd=ofs.fds.fd(node.top))
     # Not the file with the data, which may be another one (metacopy).
     path, follow = proc_path(ofs, node)
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC

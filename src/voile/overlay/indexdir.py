@@ -14,7 +14,7 @@ from errno import EINVAL, EIO, ENODATA, ENOENT, ENOTDIR, ESTALE
 from voile.linux import creds as linux_creds
 from voile.linux import files, trees
 from voile.overlay import origin, whiteout, xattrs
-from voile.overlay.layers import DIR_FLAGS, RealDir
+from voile.overlay.layers import DIR_FLAGS, DIR_READ, RealDir
 from voile.overlay.layout import MountError
 
 TYPE_CHECKING = False
@@ -144,7 +144,7 @@ class IndexDir:
     def _bad_entries(self) -> set[bytes]:
         """What is to be removed: leftovers, stale and orphaned entries (`ovl_indexdir_cleanup`)."""
         bad = set()
-        fd = os.open(b".", (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY, dir_fd=self.real.fd)
+        fd = os.open(b".", DIR_READ, dir_fd=self.real.fd)
         try:
             names = [os.fsencode(name) for name in os.listdir(fd)]
         finally:

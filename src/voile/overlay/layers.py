@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DIR_FLAGS = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+DIR_READ = (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY
 
 
 class Layer:

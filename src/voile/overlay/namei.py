@@ -24,7 +24,7 @@ from voile.linux import files
 from voile.overlay import aufs, origin, whiteout, xattrs
 from voile.overlay.copy_up import set_impure
 from voile.overlay.inode import Dir, Node
-from voile.overlay.layers import DIR_FLAGS, RealDir
+from voile.overlay.layers import DIR_READ, RealDir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -384,7 +384,7 @@ def lower_positive(ofs: Overlay, parent: Dir, name: bytes) -> bool:
 
 def open_dir(ofs: Overlay, real: RealDir, *, noatime: bool = False) -> int:
     """A readable descriptor for the listing of `real`; the caller closes it."""
-    flags = (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY
+    flags = DIR_READ
     if noatime:
         try:
             return os.open(b".", flags | os.O_NOATIME, dir_fd=ofs.fds.fd(real))

@@ -10,21 +10,20 @@ from __future__ import annotations
 
 import os
 import resource
-import time
-from errno import EINVAL, ELOOP, ENOENT, ENOTDIR
+from errno import EINVAL
 
 from voile.linux import creds as linux_creds
 from voile.linux import files, trees
 from voile.overlay import aufs, inuse, xattrs
+from voile.overlay.claim import Claim
 from voile.overlay.creds import Creds
 from voile.overlay.inode import Dir, Node, NodeTable
-from voile.overlay.layers import DIR_FLAGS, FdCache, Layer, RealDir
+from voile.overlay.layers import DIR_FLAGS, DIR_READ, FdCache, Layer, RealDir
 from voile.overlay.layout import Layout, MountError, Place, private_pair, private_tree
 from voile.overlay.params import Params
 from voile.overlay.sweep import Sweeper
 from voile.overlay.whiteout import Maker
-from voile.volatile import chain, marker, policy, probe, record
-from voile.volatile.sync_status import SyncStatus
+from voile.volatile import marker, record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
     from voile.overlay.index import Index
     from voile.overlay.metacopy import Metacopy
     from voile.overlay.readdir import Look
-    from voile.volatile.probe import Probe
-    from voile.volatile.reuse import Continuity
 
     Submit = Callable[[Callable[[], Any], Callable[[Any, BaseException | None], None]], None]
 
@@ -44,7 +41,6 @@ __all__ = ["LostData", "MountError", "Overlay"]
 _FILEID_INO32_GEN = 1
 # Odd, so that no two numbers become one by the multiplication (Knuth's multiplicative hash).
 _MIX = 0x9E3779B97F4A7C15
-_DIR_READ = (DIR_FLAGS & ~os.O_PATH) | os.O_RDONLY
 # What a caller may ask of an open file that is passed on to the real one.  Not O_DIRECT: the kernel does that
 # itself in passthrough, and our buffers are not aligned for it.
 _OPEN_FLAGS = os.O_ACCMODE | os.O_APPEND | os.O_NOATIME | os.O_SYNC | os.O_DSYNC
@@ -63,7 +59,7 @@ class FileSystem:
     def __init__(self, fsid: int, dev: int, root_fd: int) -> None:
         self.fsid = fsid
         self.dev = dev
-        self.fd = os.open(b".", _DIR_READ, dir_fd=root_fd)
+        self.fd = os.open(b".", DIR_READ, dir_fd=root_fd)
         self.uuid = files.fs_uuid(self.fd)
         self.decodes = self.ino32 = False
         self._try_handles()
@@ -92,8 +88,8 @@ class Overlay:
         "work_fd", "workdir_fd", "upper_fd", "index", "sync", "namelen", "samefs", "hidden", "creds",
         "whiteouts", "sweeper", "submit", "soon", "looks", "changed", "births_known", "origins",
         "warnings", "writable", "volatile", "follows_redirects", "metacopy", "meta", "data_layers", "aufs",
-        "continuity", "_marked",
-        "_ino_shift", "_temp", "_tree_fd", "_locks", "_take_later", "_holder", "_made_work", "_active",
+        "continuity",
+        "_ino_shift", "_temp", "_tree_fd", "_claim", "_holder", "_made_work", "_active",
     )  # fmt: skip
 
     upper_layer: Layer
@@ -118,7 +114,8 @@ class Overlay:
         self.meta: Metacopy | None = None
         # Layers that hold data of metacopy files of other layers, and show nothing by themselves.
         self.data_layers: list[Layer] = []
-        self.sync = SyncStatus(False, probe.NoProbe())
+        self._claim = Claim(params, self.volatile)
+        self.sync, self.continuity = self._claim.sync, self._claim.continuity
         self.hidden: set[tuple[int, int]] = set()
         self.creds = Creds()
         self.whiteouts = Maker(self)
@@ -132,17 +129,11 @@ class Overlay:
         self.births_known = False
         # Upper st_ino → constant st_ino, where origins cannot be decoded.
         self.origins: dict[int, int] = {}
-        self.warnings: list[str] = []
+        self.warnings = self._claim.warnings
         self._temp = 0
-        self._locks: list[int] = []
-        self._take_later: list[int] = []
         self._holder = 0
         self._made_work = False
         self._active = False
-        # A marker of the last volatile mount is there, and no reason to refuse.
-        self._marked = False
-        # None: not volatile, and no volatile mount before that is on record.
-        self.continuity: Continuity | None = None
 
     @classmethod
     def open(cls, params: Params) -> Overlay:
@@ -158,7 +149,8 @@ class Overlay:
         layout = Layout(params)
         try:
             if layout.upper is not None and layout.work is not None:
-                self._claim(layout.upper, layout.work)
+                self._claim.take(layout.upper, layout.work)
+                self.sync, self.continuity = self._claim.sync, self._claim.continuity
             self._open_layers(layout)
         except BaseException:
             self._close_all()
@@ -166,53 +158,6 @@ class Overlay:
         finally:
             layout.close()
         return self
-
-    def _claim(self, upper: Place, work: Place) -> None:
-        """Everything that can refuse an upper and a work directory."""
-        deadline = time.monotonic() + inuse.WAIT_S
-        for place in (upper, work):
-            fd = os.open(b".", _DIR_READ, dir_fd=place.fd)
-            self._locks.append(fd)
-            if not inuse.take(fd, work.fd, place.role, place.path, deadline):
-                self._take_later.append(fd)
-                what = f"{place.role} '{os.fsdecode(place.path)}'"
-                self.warnings.append(f"{what} is still held by a detached mount; taking it over")
-        held = self._look_back(work, upper)
-        if self.volatile:
-            rules = policy.Policy(self.params.errors, self.params.error_code)
-            self.sync = SyncStatus(True, held or self._make_probe(), rules)
-
-    def _look_back(self, work: Place, upper: Place) -> Probe | None:
-        """Refuses what the last mount has left incomplete; the error probe that was held for this one."""
-        wanted = self.volatile and self.params.reuse != "off"
-        try:
-            self._marked = trees.look(work.fd, b"work", lambda fd: marker.check(fd, work.path, wanted))
-        except OSError as exc:
-            # Anything but a directory is cleared away, as the kernel does it.
-            if exc.errno not in (ENOENT, ENOTDIR, ELOOP):
-                raise
-        if not self.volatile and not record.exists(work.fd):
-            return None
-        from voile.volatile import reuse
-
-        self.continuity = reuse.Continuity(self._locks[0], self._locks[1], self.params.hold)
-        if wanted:
-            return self.continuity.admit(work.fd, self._marked, upper.path, work.path)
-        self.continuity.look(work.fd)
-        self.warnings += [f"{os.fsdecode(work.path)}: {each}" for each in self.continuity.warnings]
-        return None
-
-    def _make_probe(self) -> Probe:
-        soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        made = chain.create(self.params.probe, self._locks[1], self.params.userxattr, soft // 8)
-        exact = made.kind != policy.INODE
-        if self.params.hold and not (exact and files.unique_mount_id(made.fd)):
-            made.close()
-            what = "a kernel that numbers mounts (Linux 6.8)" if exact else "the exact error probe"
-            raise probe.ProbeUnavailable(EINVAL, f"hold=on needs {what}", self.params.workdir)
-        if not exact and self.params.probe == policy.AUTO:
-            self.warnings.append("errors are seen only of single files; 'voile status' says of how many")
-        return made
 
     def _open_layers(self, layout: Layout) -> None:
         if layout.upper is not None and layout.work is not None:
@@ -343,8 +288,8 @@ class Overlay:
             os.stat(b"work", dir_fd=self.workdir_fd, follow_symlinks=False)
         except FileNotFoundError:
             existed = False
-        self.sweeper.clear(self._marked)
-        for name in os.listdir(self._locks[1]):
+        self.sweeper.clear(self._claim.marked)
+        for name in os.listdir(self._claim.work_fd):
             if name.startswith("#probe"):  # left by a mount that was killed
                 trees.remove(self.workdir_fd, os.fsencode(name))
         try:
@@ -365,8 +310,7 @@ class Overlay:
         self._holder = tid
         if self.writable:
             inuse.record(self.workdir_fd, major, minor, tid)
-        for fd in self._take_later:
-            inuse.take_later(fd)
+        self._claim.mounted()
 
     def settle(self) -> None:
         """The mount works, and requests are about to be answered."""
@@ -425,7 +369,7 @@ class Overlay:
             if self.work_fd >= 0:
                 if self._made_work:
                     trees.remove(self.workdir_fd, b"work")
-                elif self.volatile and not self._marked:
+                elif self.volatile and not self._claim.marked:
                     trees.remove(self.work_fd, b"incompat")
             if self.continuity is not None:
                 self.continuity.abort()
@@ -434,9 +378,7 @@ class Overlay:
 
     def _close_all(self) -> None:
         self.sweeper.stop()
-        self.sync.probe.close()
-        if self.continuity is not None:
-            self.continuity.close()
+        self._claim.close()
         self.fds.close()
         if self.index is not None:
             self.index.close()
@@ -447,13 +389,12 @@ class Overlay:
         self.lowers.clear()
         self.data_layers.clear()
         fds = [each.fd for each in self.filesystems.values()]
-        fds += (self.work_fd, self.workdir_fd, self.upper_fd, self._tree_fd, *self._locks)
+        fds += (self.work_fd, self.workdir_fd, self.upper_fd, self._tree_fd)
         for fd in fds:
             if fd >= 0:
                 os.close(fd)
         self.work_fd = self.workdir_fd = self.upper_fd = self._tree_fd = -1
         self.filesystems.clear()
-        self._locks.clear()
 
     # What the other modules build on.
 
