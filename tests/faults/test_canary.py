@@ -84,6 +84,7 @@ def test_the_first_one_after_a_failure_says_so(place, other_fs):
         before = [result(syscalls.syncfs, fd) for _ in range(5)]
         quality = status(point)["syncfs"]
         other_fs.lose(errno.ENOSPC, layers.base / "outside")
+        os.close(os.open(point, os.O_RDONLY))
         first = result(syscalls.syncfs, fd)
         os.close(fd)
         return quality, before, first, syncfs_at(point)
@@ -112,6 +113,41 @@ def test_it_stays_failed_for_everybody(place, other_fs):
         return len(got), set(got), status(point)["syncfs"]
 
     assert place().run(work) == (360, {errno.EIO}, "canary")
+
+
+def waits_for_the_daemon(helper):
+    """Whether a thread of it waits for an answer: it could not be frozen after the daemon."""
+    tasks = Path(f"/proc/{helper}/task")
+    return any("request_wait" in (task / "wchan").read_text() for task in tasks.iterdir())
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_at_rest(other_fs, as_user, opens):
+    """Idle mounts do not stand in the way of a suspend. Who opens something is told the truth at once.
+
+    Only root can see what the helper waits for.
+    """
+    layers = other_fs.layers()
+    (layers.lowers[0] / "lower").write_bytes(GOOD)
+
+    def work(point, layers):
+        daemon = status(point)["pid"]
+        (helper,) = helpers(daemon)
+        fd = os.open(point, os.O_RDONLY)
+        active = waits_for_the_daemon(helper)
+        wait_until(lambda: not waits_for_the_daemon(helper), "it does not rest")
+        other_fs.lose(errno.EIO, layers.base / "outside")
+        if opens:
+            os.close(os.open(point / "lower", os.O_RDONLY))
+        first = result(syscalls.syncfs, fd)
+        wait_until(lambda: waits_for_the_daemon(helper), "it rests")
+        os.close(os.open(point, os.O_RDONLY))  # returns when the traps are armed
+        second = result(syscalls.syncfs, fd)
+        os.close(fd)
+        return active, first if opens else errno.EIO, second, syncfs_at(point), status(point)["syncfs"]
+
+    expected = (True, errno.EIO, errno.EIO, errno.EIO, "canary")
+    assert Place("plain", as_user, layers, "volatile", "poll=0").run(work) == expected
 
 
 def test_no_false_alarm(place):

@@ -22,6 +22,14 @@ known to the probe at the release is in `s_wb_err` before the call looks there. 
 bell: without it the call would only wait longer, for the next *tick*, each second, at which one latch is
 released and armed again (the kernel does not like pages to be locked for long).
 
+*At rest*.  A process that waits for an answer of ours cannot be frozen when we are frozen already: no suspend
+(freeze_processes), no `docker pause`.  So when nothing was opened on the mount for a second, and nobody has
+called syncfs, the latches are not armed, and all of the helper waits for an eventfd.  Whoever opens something
+then has to wait until they are, so that the syncfs that comes next is answered truly.  Only one on a
+descriptor that was opened before is not held up; it rings the bell, like all, and the second one wakes us.
+(A single one may be the kernel's: it writes what has been dirty for 30 s.)  A mount that is known to have
+failed does not rest.
+
 If the helper does not arm what was released within 250 ms, or is killed, nothing is held back until it has
 caught up, or there is another one.  `working` is false then: the answers of syncfs(2) mean nothing, which the
 status of the mount says.
@@ -40,6 +48,7 @@ from select import poll as new_poll
 
 from voile.fuse import abi, replies
 from voile.fuse.requests import DEFERRED
+from voile.server.base import Waiting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,6 +75,8 @@ _START = 2.0
 _ACKNOWLEDGE = 0.25
 _TRIAL = 0.004
 _SOON = 0.001
+# When somebody who rings twice is not the kernel, which does it after dirty_expire_centisecs.
+_AGAIN = 5.0
 # When the helper was killed: how often, and when, there is another one.
 _LIVES = 5
 _REBIRTH = 0.5
@@ -111,14 +122,22 @@ class Canary:
         # The helper lives; it has not caught up.
         self._holding = False
         self._behind = False
+        self._eventfds: list[int] = []
         self._clear()
 
     def _clear(self) -> None:
         self._prefix = b".voile-" + os.urandom(12).hex().encode() + b"-"
         self._latches = (_Latch(), _Latch())
-        # Requests that are not answered yet: the one that says that the bell is armed, and `READY`.
-        self._bell = 0
+        # Whether the bell is said to be armed.
+        self._bell = False
+        # The request `READY`, while it is not answered yet.
         self._ready = 0
+        # Whether the latches are not to be armed; whether there was a reason for them since the last tick;
+        # who waits until they are; when the bell was rung last.
+        self._resting = False
+        self._busy = True
+        self._waiters: list[Callable[[int], None]] = []
+        self._last_ring = 0.0
         # The bell was rung before it was said to be armed; somebody waits for a cycle.
         self._early = False
         self._rung = False
@@ -158,12 +177,16 @@ class Canary:
         # Not at once: this may be in the middle of something.
         _signal.signal(_signal.SIGCHLD, lambda *_: poll.alarm(_SOON, self._reap))
         us = os.getpid()
+        for fd in self._eventfds:
+            os.close(fd)
+        # For the bell; for the latches.
+        self._eventfds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE) for _ in range(2)]
         try:
             self._pid = os.fork()
         except OSError:
             return
         if self._pid == 0:
-            canary_process.main(us, self._target, self._prefix, self._device)
+            canary_process.main(us, self._target, self._prefix, self._device, self._eventfds)
         self._holding = True
         front: dict[int, Callable[[Handler], Handler]] = {
             abi.LOOKUP: self._lookup, abi.OPEN: self._open, abi.READ: self._read, abi.WRITE: self._write,
@@ -174,8 +197,9 @@ class Canary:
             self._serve_until_proven()
         finally:
             # Nobody else finds these files from now on.
-            del front[abi.LOOKUP], front[abi.OPEN]
-            self._session.put_before(front)
+            del front[abi.LOOKUP]
+            opening = dict.fromkeys((abi.OPEN, abi.OPENDIR, abi.CREATE), self._opening)
+            self._session.put_before(front | opening)
         if not self._proven:
             self._lives = 0
             self._give_up()
@@ -233,18 +257,59 @@ class Canary:
     # --- the cycle ---
 
     def _ring(self) -> None:
-        self._rung = True
+        now = time.monotonic()
+        again, self._last_ring = now - self._last_ring < _AGAIN, now
+        if not self._resting or again or self._failed:
+            self._rung = self._busy = True
+            self._wake()
         if self._bell:
-            bell, self._bell = self._bell, 0
-            self._session.reply(bell, replies.write_out(1))
+            self._bell = False
+            self._make_dirty()
         else:
             self._early = True
         if self._trial == 0:
-            self._trial = time.monotonic() + _TRIAL
+            self._trial = now + _TRIAL
+
+    def _make_dirty(self) -> None:
+        os.eventfd_write(self._eventfds[0], 1)
+
+    def _rest(self) -> None:
+        """Have nobody wait for us."""
+        self._resting = True
+        self._order.clear()
+        for latch in self._latches:
+            self._release(latch, rest=True)
+
+    def _wake(self) -> None:
+        if self._resting:
+            self._resting = False
+            os.eventfd_write(self._eventfds[1], len(self._latches))
+            self._served.poll.alarm(_ACKNOWLEDGE, self._late)
+
+    def _tick(self) -> None:
+        """Once a second."""
+        if self._cycle or self._rung or self._behind:
+            return
+        if self._resting:
+            if self._failed:
+                self._wake()
+        elif len(self._order) < len(self._latches):
+            pass  # it wakes up
+        elif self._busy or self._failed:
+            self._busy = False
+            self._turn(self._order[:1])
+        else:
+            self._rest()
+
+    def _serve_waiters(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            waiter(0)
 
     def _go(self) -> None:
         """Begin a cycle, if somebody waits for one and it can be."""
-        if self._rung and self._bell and not self._cycle and not self._behind and self._trial is None:
+        ready = self._bell and len(self._order) == len(self._latches) and self._trial is None
+        if self._rung and ready and not self._cycle and not self._behind:
             wait = self._begun + _PACE - time.monotonic()
             if wait > 0:
                 self._served.poll.alarm(wait, self._go)
@@ -303,8 +368,11 @@ class Canary:
             if self._behind:
                 self._behind = False
                 self._rung = True  # somebody may wait already
+            if self._ready:
+                self._get_ready()
+            else:
                 self._end()
-            self._get_ready()
+            self._serve_waiters()
 
     def _get_ready(self) -> None:
         """Begin the trial when all is armed."""
@@ -317,7 +385,7 @@ class Canary:
     def _failed(self) -> bool:
         return self._served.overlay.sync.get() < 0 or self._served.shutdown is not None
 
-    def _release(self, latch: _Latch) -> None:
+    def _release(self, latch: _Latch, rest: bool = False) -> None:
         """Let the flusher pass, and whoever waits for it know what has happened."""
         (token, length), latch.token = latch.token, (0, 0)
         hold, latch.hold = latch.hold, 0
@@ -328,7 +396,7 @@ class Canary:
             else:
                 self._session.reply(token, replies.write_out(length))
         if hold:
-            self._session.fail(hold, EIO)  # so that the page is not uptodate
+            self._session.fail(hold, EAGAIN if rest else EIO)  # so that the page is not uptodate
 
     def _late(self) -> None:
         """The helper has not done its part in time: nobody is to wait for it."""
@@ -336,6 +404,7 @@ class Canary:
             self._behind = True
             self._cycle.clear()
             self._let_go()
+            self._serve_waiters()
             self._served.poll.alarm(_ACKNOWLEDGE, self._late)
 
     def _let_go(self) -> None:
@@ -348,12 +417,16 @@ class Canary:
         if self._holding:
             self._holding = False
             self._cycle.clear()
+            self._resting = False
             self._let_go()
-            for unique in (self._bell, self._ready):
-                if unique:
-                    self._session.fail(unique, EINTR)
-            self._bell = self._ready = 0
+            self._serve_waiters()
+            self._answer_ready()
             self._served.poll.alarm(0, self._late)
+
+    def _answer_ready(self) -> None:
+        ready, self._ready = self._ready, 0
+        if ready:
+            self._session.fail(ready, EINTR)
 
     def _reap(self) -> None:
         """A child has ended."""
@@ -400,6 +473,17 @@ class Canary:
 
         return handle
 
+    def _opening(self, inner: Handler) -> Handler:
+        def handle(req: Request, buf: Buffer, size: int) -> Body:
+            if self._resting or (self._holding and len(self._order) == 0 and not self._cycle):
+                self._wake()
+                if not self._behind:
+                    raise Waiting(self._waiters)
+            self._busy = True
+            return inner(req, buf, size)
+
+        return handle
+
     def _release_file(self, inner: Handler) -> Handler:
         return lambda req, buf, size: inner(req, buf, size) if req.nodeid < FIRST else None
 
@@ -429,7 +513,7 @@ class Canary:
     def _interrupt(self, inner: Handler) -> Handler:
         def handle(req: Request, buf: Buffer, size: int) -> Body:
             unique = abi.INTERRUPT_IN.unpack_from(buf, 40)[0]
-            if unique in (self._bell, self._ready, *(latch.hold for latch in self._latches)):
+            if unique in (self._ready, *(latch.hold for latch in self._latches)):
                 self._interrupted()
             return inner(req, buf, size)
 
@@ -437,10 +521,7 @@ class Canary:
 
     def _interrupted(self) -> None:
         """The helper is being stopped or killed, which our answers must not delay."""
-        for unique in (self._bell, self._ready):
-            if unique:
-                self._session.fail(unique, EINTR)
-        self._bell = self._ready = 0
+        self._answer_ready()
         self._late()
 
     def _latch(self, latch: _Latch, unique: int, offset: int, length: int, flags: int) -> bool:
@@ -468,16 +549,16 @@ class Canary:
 
     def _told(self, unique: int, what: int) -> Body:
         """A write to the control file."""
-        if what == BELL_ARMED and self._early:
-            self._early = False
-        elif not self._holding or what == BYE:
+        if not self._holding or what == BYE:
             self._lives = 0
             self._give_up()
+        elif what == BELL_ARMED and self._early:
+            self._early = False
+            self._make_dirty()
         elif what == BELL_ARMED:
-            self._bell = unique
+            self._bell = True
             self._go()
             self._get_ready()
-            return DEFERRED
         elif what == READY:
             self._ready = unique
             self._get_ready()
@@ -485,6 +566,6 @@ class Canary:
         elif what == DONE:
             if self._trial is not None:
                 self._give_up()  # it has not waited
-        elif what == TICK and not self._cycle and not self._rung:
-            self._turn(self._order[:1])
+        elif what == TICK:
+            self._tick()
         return replies.write_out(1)

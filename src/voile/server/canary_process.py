@@ -2,7 +2,7 @@
 
 It must not be what keeps anything busy.  So it has no other files; what it has open is on a detached copy of
 the mount, so that the visible one can be unmounted; and it ends when that has been unmounted, or with the
-daemon.  Its threads sleep in write(2), until the daemon answers.
+daemon.  The threads of the latches sleep in write(2), until the daemon answers, or at rest in read(2).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import _signal  # type: ignore[import-not-found]  # the C half of `signal`, whose other half imports enum
 import _thread
 import os
-from errno import EIO, EPERM, ESTALE
+from errno import EAGAIN, EIO, EPERM, ESTALE
 from mmap import MADV_DONTNEED, mmap
 from select import POLLPRI, poll
 
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 _TICK_MS = 1000
 
 
-def main(daemon: int, target: bytes, prefix: bytes, device: tuple[int, int]) -> NoReturn:
+def main(
+    daemon: int, target: bytes, prefix: bytes, device: tuple[int, int], eventfds: list[int]
+) -> NoReturn:
     """Be the helper of the process `daemon`, which has just forked; see `Canary.start`."""
     try:
         for number in (_signal.SIGINT, _signal.SIGTERM, _signal.SIGHUP, _signal.SIGALRM, _signal.SIGPIPE):
@@ -34,28 +36,35 @@ def main(daemon: int, target: bytes, prefix: bytes, device: tuple[int, int]) -> 
         _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
         process.set_parent_death_signal(_signal.SIGKILL)
         if os.getppid() == daemon:
-            os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+            _keep_only(eventfds)
             null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
             for standard in (0, 1, 2):
                 os.dup2(null, standard)
             os.close(null)
             os.chdir("/")
             process.set_name(b"voile-canary")
-            _live(_open_files(target, prefix, os.makedev(*device)), device)
+            _live(_open_files(target, prefix, os.makedev(*device)), device, eventfds)
     finally:
         os._exit(0)
 
 
-def _live(fds: list[int], device: tuple[int, int]) -> None:
+def _keep_only(fds: list[int]) -> None:
+    begin = 3
+    for fd in (*sorted(fds), os.sysconf("SC_OPEN_MAX")):
+        os.closerange(begin, fd)
+        begin = fd + 1
+
+
+def _live(fds: list[int], device: tuple[int, int], eventfds: list[int]) -> None:
     bell, *latches, rope, control = fds
     mountinfo = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
     # Nobody, not even the same user, is to open these files by way of /proc.
     process.set_dumpable(False)
     page = mmap(bell, SIZE)
     page[0] = 1  # before the latches
-    _thread.start_new_thread(_run, (_keep_bell, page, rope))
+    _thread.start_new_thread(_run, (_keep_bell, page, rope, eventfds[0]))
     for latch in latches:
-        _thread.start_new_thread(_run, (_keep_latch, latch))
+        _thread.start_new_thread(_run, (_keep_latch, latch, eventfds[1]))
     os.pwrite(control, b"x", READY)
     try:
         files.syncfs(bell)
@@ -79,16 +88,14 @@ def _run(keep: object, *fds: object) -> None:
         os._exit(1)
 
 
-def _keep_bell(page: mmap, rope: int) -> None:
+def _keep_bell(page: mmap, rope: int, rung: int) -> None:
     while True:
         page[0] = 1
-        try:
-            os.pwrite(rope, b"x", BELL_ARMED)
-        except InterruptedError:
-            pass  # stopped, and continued
+        os.pwrite(rope, b"x", BELL_ARMED)
+        os.eventfd_read(rung)
 
 
-def _keep_latch(latch: int) -> None:
+def _keep_latch(latch: int, needed: int) -> None:
     pages = mmap(latch, SIZE)
     while True:
         # Clean, so that it comes after the bell when it is dirty again: writes back, and waits for that
@@ -101,16 +108,19 @@ def _keep_latch(latch: int) -> None:
         pages.madvise(MADV_DONTNEED, 0, PAGE)
         pages[0] = 1
         _try(lambda: os.pwrite(latch, b"x", SPOIL))
-        _try(lambda: os.pwrite(latch, b"x", HOLD))
+        if _try(lambda: os.pwrite(latch, b"x", HOLD)) == EAGAIN:
+            os.eventfd_read(needed)
 
 
-def _try(call: Callable[[], object]) -> None:
-    """EIO is as it should be: the daemon says so, or data has been lost."""
+def _try(call: Callable[[], object]) -> int:
+    """0 or the errno. EIO and EAGAIN are as they should be: the daemon says so, or data has been lost."""
     try:
         call()
     except OSError as error:
-        if error.errno != EIO:
+        if error.errno not in (EIO, EAGAIN):
             raise
+        return error.errno
+    return 0
 
 
 def _contents(fd: int) -> bytes:

@@ -40,6 +40,7 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
         self.control = Control(self, os.geteuid())
         # Where syncfs(2) reaches us only in a roundabout way.
         self.canary: Canary | None = None
+        self._hatched = False
         # What a sync at the end of a mount that is not volatile said.
         self.close_error: OSError | None = None
 
@@ -59,7 +60,8 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
         `target` and `device`: where the mount is seen, and its number; None: nowhere.
         Raises OSError when it cannot be done, and was asked for.
         """
-        if not self.overlay.volatile or self._is_asked() or self.params.syncfs == policy.NONE:
+        self._hatched = True
+        if not self._needs_canary():
             return
         if device is not None:
             from voile.server.canary import Canary
@@ -68,6 +70,15 @@ class OverlayOperations(NameOperations, FailureOperations, DirOperations):
             self.canary.start()
         if self.params.syncfs == policy.CANARY and not (self.canary and self.canary.working):
             raise OSError(EOPNOTSUPP, "option 'syncfs=canary': it does not work here", target)
+
+    def _needs_canary(self) -> bool:
+        return self.overlay.volatile and not self._is_asked() and self.params.syncfs != policy.NONE
+
+    @property
+    def _opens_directories(self) -> bool:
+        # The canary hears who opens something.
+        wanted = self._needs_canary() if not self._hatched else self.canary is not None
+        return wanted or super()._opens_directories
 
     def dismiss_canary(self) -> dict[str, Any] | Late:
         """What a remount asks for: that nothing is open for writing."""
