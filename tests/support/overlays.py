@@ -140,7 +140,17 @@ class VoileOverlay:
     def umount(self):
         """Unmount, wait for the daemon, and see that it ended well."""
         deadline = time.monotonic() + STOP_TIMEOUT
-        syscalls.umount(self.point)
+        for pause in (0.005, 0.02, 0.05):
+            try:
+                syscalls.umount(self.point)
+                break
+            except OSError as e:
+                # With -f the mount can be seen before the canary is ready, which looks its path up.
+                if e.errno != errno.EBUSY:
+                    raise
+                time.sleep(pause)
+        else:
+            syscalls.umount(self.point)
         try:
             status = self.process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:

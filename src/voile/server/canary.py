@@ -39,7 +39,6 @@ from __future__ import annotations
 
 import _signal  # type: ignore[import-not-found]  # the C half of `signal`, whose other half imports enum
 import os
-import stat
 import time
 from errno import EAGAIN, ECONNABORTED, EINTR, EIO, ENODEV, ENOENT
 from mmap import mmap
@@ -47,27 +46,14 @@ from select import POLLIN
 from select import poll as new_poll
 
 from voile.fuse import abi, replies
-from voile.fuse.requests import DEFERRED
 from voile.server.base import Waiting
+from voile.server.canary_files import BELL_ARMED, BYE, DONE, FIRST, PAGE, READY, SPOIL, TICK, Files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from voile.fuse.requests import Body, Buffer, Handler, Request
     from voile.server.failure import FailureOperations
-
-# The numbers of our nodes, far from all others, are also those of the open files.
-FIRST = 1 << 62
-BELL, LATCHES, ROPE, CONTROL = FIRST, (FIRST + 1, FIRST + 2), FIRST + 3, FIRST + 4
-FILES = 5
-PAGE = os.sysconf("SC_PAGE_SIZE")
-SIZE = 2 * PAGE
-# What a write(2) to a file means, by its offset. To a latch:
-SPOIL, HOLD = 1, 2
-# To the control file (or to the rope of the bell, a file of its own, since the kernel carries out one write
-# at a time).
-BELL_ARMED, READY, DONE, TICK, BYE = range(5)
 
 # How long the helper may take to start, and to arm a latch (0.3 ms on an idle machine); how long a
 # syncfs(2) must wait to prove that the latches work in this kernel (s).
@@ -126,7 +112,7 @@ class Canary:
         self._clear()
 
     def _clear(self) -> None:
-        self._prefix = b".voile-" + os.urandom(12).hex().encode() + b"-"
+        self._files = Files(self)
         self._latches = (_Latch(), _Latch())
         # Whether the bell is said to be armed.
         self._bell = False
@@ -186,20 +172,13 @@ class Canary:
         except OSError:
             return
         if self._pid == 0:
-            canary_process.main(us, self._target, self._prefix, self._device, self._eventfds)
+            canary_process.main(us, self._target, self._files.prefix, self._device, self._eventfds)
         self._holding = True
-        front: dict[int, Callable[[Handler], Handler]] = {
-            abi.LOOKUP: self._lookup, abi.OPEN: self._open, abi.READ: self._read, abi.WRITE: self._write,
-            abi.RELEASE: self._release_file, abi.INTERRUPT: self._interrupt,
-        }  # fmt: skip
-        self._session.put_before(front)
+        self._session.put_before(self._files.handlers(lookup=True))
         try:
             self._serve_until_proven()
         finally:
-            # Nobody else finds these files from now on.
-            del front[abi.LOOKUP]
-            opening = dict.fromkeys((abi.OPEN, abi.OPENDIR, abi.CREATE), self._opening)
-            self._session.put_before(front | opening)
+            self._session.put_before(self._files.handlers(lookup=False))
         if not self._proven:
             self._lives = 0
             self._give_up()
@@ -255,20 +234,6 @@ class Canary:
             os.set_blocking(session.fd, blocking)
 
     # --- the cycle ---
-
-    def _ring(self) -> None:
-        now = time.monotonic()
-        again, self._last_ring = now - self._last_ring < _AGAIN, now
-        if not self._resting or again or self._failed:
-            self._rung = self._busy = True
-            self._wake()
-        if self._bell:
-            self._bell = False
-            self._make_dirty()
-        else:
-            self._early = True
-        if self._trial == 0:
-            self._trial = now + _TRIAL
 
     def _make_dirty(self) -> None:
         os.eventfd_write(self._eventfds[0], 1)
@@ -449,83 +414,44 @@ class Canary:
                 self._served.poll.alarm(_REBIRTH, self._start)
         return True
 
-    # --- requests; each of these makes the handler that comes before `inner` ---
+    # --- what is heard of the files ---
 
-    def _lookup(self, inner: Handler) -> Handler:
-        def handle(req: Request, buf: Buffer, size: int) -> Body:
-            name = bytes(buf[40 : size - 1])
-            if req.nodeid != abi.ROOT_ID or not name.startswith(self._prefix):
-                return inner(req, buf, size)
-            nodeid = FIRST + int(name[len(self._prefix) :])
-            mode = stat.S_IFREG | 0o600
-            owner = os.geteuid(), os.getegid()
-            attr = abi.ATTR.pack(nodeid, SIZE, 0, 0, 0, 0, 0, 0, 0, mode, 1, *owner, 0, PAGE, 0)
-            return replies.entry_out(nodeid, 0, 0, 0, 1 << 31, 0, attr)
+    def rung(self) -> None:
+        """The flusher has come to the bell."""
+        now = time.monotonic()
+        again, self._last_ring = now - self._last_ring < _AGAIN, now
+        if not self._resting or again or self._failed:
+            self._rung = self._busy = True
+            self._wake()
+        if self._bell:
+            self._bell = False
+            self._make_dirty()
+        else:
+            self._early = True
+        if self._trial == 0:
+            self._trial = now + _TRIAL
 
-        return handle
+    def opening(self) -> None:
+        """Something of the union is about to be opened, and syncfs(2) may follow.
 
-    def _open(self, inner: Handler) -> Handler:
-        def handle(req: Request, buf: Buffer, size: int) -> Body:
-            if req.nodeid < FIRST:
-                return inner(req, buf, size)
-            how = abi.FOPEN_DIRECT_IO if req.nodeid >= ROPE else abi.FOPEN_KEEP_CACHE
-            return replies.open_out(req.nodeid, how)
+        Raises:
+            Waiting: not before it would be answered truly.
+        """
+        if self._resting or (self._holding and not self._order and not self._cycle):
+            self._wake()
+            if not self._behind:
+                raise Waiting(self._waiters)
+        self._busy = True
 
-        return handle
+    def interrupted(self, unique: int) -> None:
+        """A request is not to go on: the helper is being stopped or killed, which we must not delay."""
+        if unique in (self._ready, *(latch.hold for latch in self._latches)):
+            self._answer_ready()
+            self._late()
 
-    def _opening(self, inner: Handler) -> Handler:
-        def handle(req: Request, buf: Buffer, size: int) -> Body:
-            if self._resting or (self._holding and len(self._order) == 0 and not self._cycle):
-                self._wake()
-                if not self._behind:
-                    raise Waiting(self._waiters)
-            self._busy = True
-            return inner(req, buf, size)
-
-        return handle
-
-    def _release_file(self, inner: Handler) -> Handler:
-        return lambda req, buf, size: inner(req, buf, size) if req.nodeid < FIRST else None
-
-    def _read(self, inner: Handler) -> Handler:
-        def handle(req: Request, buf: Buffer, size: int) -> Body:
-            if req.nodeid < FIRST:
-                return inner(req, buf, size)
-            return bytes(min(abi.READ_IN.unpack_from(buf, 40)[2], SIZE))
-
-        return handle
-
-    def _write(self, inner: Handler) -> Handler:
-        def handle(req: Request, buf: Buffer, size: int) -> Body:
-            if req.nodeid < FIRST:
-                return inner(req, buf, size)
-            _, offset, length, flags, *_ = abi.WRITE_IN.unpack_from(buf, 40)
-            if req.nodeid >= ROPE:
-                return self._told(req.unique, offset)
-            if req.nodeid == BELL:
-                self._ring()
-            elif not self._latch(self._latches[req.nodeid - LATCHES[0]], req.unique, offset, length, flags):
-                return DEFERRED
-            return replies.write_out(length)
-
-        return handle
-
-    def _interrupt(self, inner: Handler) -> Handler:
-        def handle(req: Request, buf: Buffer, size: int) -> Body:
-            unique = abi.INTERRUPT_IN.unpack_from(buf, 40)[0]
-            if unique in (self._ready, *(latch.hold for latch in self._latches)):
-                self._interrupted()
-            return inner(req, buf, size)
-
-        return handle
-
-    def _interrupted(self) -> None:
-        """The helper is being stopped or killed, which our answers must not delay."""
-        self._answer_ready()
-        self._late()
-
-    def _latch(self, latch: _Latch, unique: int, offset: int, length: int, flags: int) -> bool:
+    def latch_written(self, number: int, unique: int, offset: int, length: int, flags: int) -> bool:
         """A write to a latch. Whether it is to be answered now, with success. Raises OSError."""
+        latch = self._latches[number]
         if not self._holding:
             if flags & abi.WRITE_CACHE:
                 return True
@@ -547,8 +473,8 @@ class Canary:
             self._armed(latch)
         return False
 
-    def _told(self, unique: int, what: int) -> Body:
-        """A write to the control file."""
+    def told(self, unique: int, what: int) -> bool:
+        """A write to the control file. Whether it is to be answered now."""
         if not self._holding or what == BYE:
             self._lives = 0
             self._give_up()
@@ -562,10 +488,10 @@ class Canary:
         elif what == READY:
             self._ready = unique
             self._get_ready()
-            return DEFERRED
+            return False
         elif what == DONE:
             if self._trial is not None:
                 self._give_up()  # it has not waited
         elif what == TICK:
             self._tick()
-        return replies.write_out(1)
+        return True

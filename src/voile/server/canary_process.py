@@ -16,7 +16,7 @@ from select import POLLPRI, poll
 
 from voile.linux import files, namespaces, process
 from voile.linux import mount as linux_mount
-from voile.server.canary import BELL_ARMED, BYE, DONE, FILES, HOLD, PAGE, READY, SIZE, SPOIL, TICK
+from voile.server.canary_files import BELL_ARMED, BYE, DONE, FILES, HOLD, PAGE, READY, SIZE, SPOIL, TICK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
