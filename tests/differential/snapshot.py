@@ -93,6 +93,10 @@ def merged(root=b"."):
     return found
 
 
+# What voile alone writes down, beside `work`, about volatile mounts.
+RECORD = b"voile.volatile"
+
+
 def raw(root, origins=None, times=True):
     """What lies in a layer or a work directory. `origins` (see handles) makes origin xattrs comparable."""
     root = os.fsencode(root)
@@ -102,6 +106,8 @@ def raw(root, origins=None, times=True):
             path = os.path.join(directory, name) if name else root
             st = os.lstat(path)
             relative = os.path.relpath(path, root)
+            if relative == RECORD:
+                continue
             if stat.S_ISCHR(st.st_mode) and st.st_rdev == 0:
                 found[relative] = {"kind": "whiteout"}
                 continue

@@ -105,8 +105,8 @@ class Side:
         self.upper = snapshot.raw(self.layers.upper, origins, times=False)
         self.work = {}
         for path, entry in snapshot.raw(self.layers.work, origins, times=False).items():
-            # The kernel keeps one whiteout to make more of it by link(2); voile a record of volatile mounts.
-            if (entry["kind"] == "whiteout" and b"#" in path) or path == b"voile.volatile":
+            # The kernel keeps one whiteout to make more of it by link(2).
+            if entry["kind"] == "whiteout" and b"#" in path:
                 continue
             for name in ("trusted.overlay.upper", "user.overlay.upper"):
                 entry.get("xattrs", {}).pop(name, None)  # the handle of the upper directory itself
