@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := test
-.PHONY: test lint types contracts unit fuzz crash-points matrix soak bench system clean
+.PHONY: test lint types contracts unit fuzz crash-points matrix soak thorough bench system clean
 
 test: system lint types contracts unit
 
@@ -52,6 +52,11 @@ crash-points: $(BIN)/.stamp
 matrix: $(BIN)/.stamp
 	@sh tools/system-packages.sh
 	VOILE_MATRIX=all $(BIN)/python -m pytest tests/unit/test_rule_model.py tests/faults/test_whole_matrix.py
+
+# The tests with all cases of what `make test` takes samples of.
+thorough: $(BIN)/.stamp
+	@sh tools/system-packages.sh
+	VOILE_TESTS=all VOILE_CRASH_POINTS=all $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(BIN)/.stamp
 	@sh tools/system-packages.sh

@@ -4,7 +4,7 @@ import pytest
 
 from concurrency.quarrel import GROUPS, ended_well, quarrel, sound
 
-SECONDS = 2
+SECONDS = 1
 OPTIONS = [
     "volatile,redirect_dir=on",
     "passthrough=off",

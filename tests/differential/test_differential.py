@@ -167,6 +167,7 @@ FOR_USERS = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("scenario", FOR_USERS, ids=[scenario.name for scenario in FOR_USERS])
 def test_like_the_kernel_in_a_user_namespace(scenario, layers, as_user):
     """The same by an ordinary user, with userxattr, where the kernel's overlayfs works as well."""

@@ -225,6 +225,7 @@ CASES = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("passthrough", ["on", "off"])
 @pytest.mark.parametrize("kind", ["overlay", "userns", "inode"])
 @pytest.mark.parametrize("case", CASES)
