@@ -46,7 +46,7 @@ soak: $(BIN)/.stamp
 # The daemon killed, and failing, at every step of every change. `make test` leaves some of them out.
 crash-points: $(BIN)/.stamp
 	@sh tools/system-packages.sh
-	VOILE_CRASH_POINTS=all $(BIN)/python -m pytest tests/faults/test_crash_points.py
+	VOILE_TESTS=all VOILE_CRASH_POINTS=all $(BIN)/python -m pytest tests/faults/test_crash_points.py
 
 # What sync calls say: all file systems, errnos, mounts, probes and moments, counted. `make test` leaves some out.
 matrix: $(BIN)/.stamp

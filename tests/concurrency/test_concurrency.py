@@ -15,6 +15,7 @@ OPTIONS = [
 
 
 @pytest.mark.slow
+@pytest.mark.sampled(2)
 @pytest.mark.timeout(600)  # on a busy machine
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("options", OPTIONS)

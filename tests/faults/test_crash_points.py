@@ -116,7 +116,7 @@ DULL = {"chmod", "chown", "copy_file_range", "fchmod", "fchmodat2", "fchown", "f
 
 
 # `make crash-points` tries every step of every change; `make test` every third, with index or metacopy every
-# sixth.
+# sixth, of about half of the changes.
 EVERY = os.environ.get("VOILE_CRASH_POINTS") == "all"
 
 
@@ -138,6 +138,7 @@ def difference(tree, expected):
     }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ALL)
 def test_killed_at_every_step(name, layers, hooked_overlay, kernel_overlay):
     change, (build, options) = ALL[name], layout(name)
@@ -160,6 +161,7 @@ def test_killed_at_every_step(name, layers, hooked_overlay, kernel_overlay):
         assert theirs == tree or (name == "meta-open-truncating" and theirs in (old, new))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("error", [errno.ENOSPC])
 @pytest.mark.parametrize("name", ALL)
 def test_failing_at_every_step(name, error, layers, hooked_overlay):

@@ -368,6 +368,7 @@ def open_files(overlay):
     return [link for link in links if os.readlink(link).endswith("/file")]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("hook", ["crash.{}", "fail.{}.28"])
 @pytest.mark.parametrize("options", ["", "fuseblk=off"])
 def test_every_step_of_the_end(made, hooked_overlay, options, hook):
