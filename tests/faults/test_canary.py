@@ -13,8 +13,9 @@ import pytest
 
 from faults.faultyfs import GOOD
 from faults.places import Place, voile
-from faults.test_policy import result, status
+from faults.test_policy import status
 from support import syscalls
+from support.outcome import result
 from support.overlays import voile_missing
 from support.wait import wait_until
 

@@ -11,8 +11,9 @@ import pytest
 from faults.faultdisk import MARKER
 from faults.faultyfs import BAD, GOOD
 from faults.places import PLACES, Place, voile
-from faults.test_policy import result, status
+from faults.test_policy import status
 from support import mountinfo
+from support.outcome import result
 from support.overlays import KernelOverlay, VoileOverlay, voile_missing
 from support.wait import wait_until
 from voile.server import control

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from support import syscalls
+from support.outcome import result
 from voile.linux import files
 from voile.volatile import inode_probe, probe
 from voile.volatile.errseq import SEEN, Errseq
@@ -21,15 +22,6 @@ ERRNOS = (errno.EIO, errno.ENOSPC, errno.ETIMEDOUT)
 # How often a lost page is recorded. ext4 does so for the request and for the page (fs/ext4/page-io.c,
 # ext4_end_bio and ext4_finish_bio); who asks in between hears of it twice.
 RECORDED = {"ext4": 2, "xfs": 1, "btrfs": 1}
-
-
-def result(call, *args):
-    """0 or the errno."""
-    try:
-        call(*args)
-    except OSError as exc:
-        return exc.errno
-    return 0
 
 
 def sync_file_range(fd):

@@ -8,8 +8,9 @@ import pytest
 
 from faults.faultyfs import BAD, GOOD, write_back
 from faults.places import VOILE, voile
-from faults.test_policy import result, status
+from faults.test_policy import status
 from support import syscalls
+from support.outcome import result
 from support.overlays import Layers, VoileError, VoileOverlay, voile_missing
 from support.users import in_child, open_dev_fuse
 from support.wait import wait_until

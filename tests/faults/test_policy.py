@@ -16,6 +16,7 @@ import pytest
 
 from faults.faultyfs import GOOD
 from faults.places import PLACES, VOILE, Place, voile
+from support.outcome import result
 from support.overlays import Layers, VoileOverlay, voile_missing
 from support.wait import wait_until
 
@@ -27,15 +28,6 @@ FS_NODUMP_FL = 0x40
 # Nobody looks but those who ask. Not fuseblk: on that sync(2) asks, and anybody on the machine may call it.
 # No canary: it looks once a second.
 NO_POLL = "poll=0,fuseblk=off,syncfs=none"
-
-
-def result(call, *args, **more):
-    """0 or the errno."""
-    try:
-        call(*args, **more)
-    except OSError as exc:
-        return exc.errno
-    return 0
 
 
 def status(point):

@@ -13,14 +13,14 @@ import pytest
 
 from faults.faultyfs import BAD, GOOD
 from faults.places import voile
-from faults.test_policy import result
 from support import holders, mountinfo, syscalls
+from support.outcome import result
 from support.overlays import VoileError, VoileOverlay, voile_missing
+from support.reuse import HELD, refused
 from voile.server import control
 
 pytestmark = pytest.mark.skipif(voile_missing() is not None, reason=str(voile_missing()))
 
-HELD = "volatile,reuse=auto,hold=on"
 FS_IOC_SHUTDOWN = 0x8004587D
 
 
@@ -47,18 +47,6 @@ def use(layers, options=HELD):
     """Mount, write, unmount."""
     with mounted(layers, options) as overlay:
         (overlay.point / "file").write_bytes(GOOD)
-
-
-def refused(layers, options=HELD):
-    overlay = VoileOverlay(layers)
-    try:
-        with pytest.raises(VoileError) as caught:
-            overlay.mount(options)
-    finally:
-        overlay.close()
-    status, said = caught.value.args
-    assert (status, said.count("\n")) == (32, 1)
-    return said
 
 
 def recover(layers, *words):
@@ -125,28 +113,31 @@ def test_data_of_the_first_mount_that_is_lost_after_its_end(fs, layers):
     assert "has lost data between the two mounts (EIO)" in refused(layers)
 
 
-def test_the_default_says_what_the_last_mount_had_lost(fs, layers):
-    with mounted(layers, "volatile"):
-        fs.lose(errno.ENOSPC)
-    assert fs.sync() == errno.ENOSPC
+def said_without_marker(layers):
+    """By a mount after somebody has removed the marker."""
     (layers.work / "work/incompat/volatile/dirty").unlink()
     (layers.work / "work/incompat/volatile").rmdir()
     overlay = VoileOverlay(layers)
     overlay.mount("volatile")
-    assert "had lost data (ENOSPC): files in the upper directory may be incomplete" in overlay.output()
+    said = overlay.output()
     overlay.close()
+    return said
+
+
+def test_the_default_says_what_the_last_mount_had_lost(fs, layers):
+    with mounted(layers, "volatile"):
+        fs.lose(errno.ENOSPC)
+    assert fs.sync() == errno.ENOSPC
+    said = said_without_marker(layers)
+    assert "had lost data (ENOSPC): files in the upper directory may be incomplete" in said
 
 
 def test_the_default_says_what_a_held_probe_knows(fs, layers):
     use(layers)
     fs.lose(errno.ENOSPC)
     assert fs.sync() == errno.ENOSPC
-    (layers.work / "work/incompat/volatile/dirty").unlink()
-    (layers.work / "work/incompat/volatile").rmdir()
-    overlay = VoileOverlay(layers)
-    overlay.mount("volatile")
-    assert "followed by an error of the file system, which has lost data (ENOSPC)" in overlay.output()
-    overlay.close()
+    said = said_without_marker(layers)
+    assert "followed by an error of the file system, which has lost data (ENOSPC)" in said
 
 
 def test_recover_clears_an_unseen_error(fs, layers):

@@ -10,17 +10,10 @@ import pytest
 from faults.conftest import umount_after_loss
 from faults.faultyfs import BAD, GOOD, write_back
 from support import syscalls
+from support.outcome import result
 from support.overlays import KernelOverlay, VoileOverlay
 
 CALLS = {"fsync": os.fsync, "fdatasync": os.fdatasync}
-
-
-def result(call, *args):
-    try:
-        call(*args)
-    except OSError as exc:
-        return exc.errno
-    return 0
 
 
 @pytest.fixture

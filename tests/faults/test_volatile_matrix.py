@@ -14,6 +14,7 @@ import pytest
 from faults.conftest import OVERLAYS, make_filesystem, overlay_class
 from faults.faultyfs import GOOD, KINDS
 from support import syscalls
+from support.outcome import result
 from support.users import in_child
 
 FILES = {
@@ -47,15 +48,6 @@ Failed = namedtuple("Failed", "overlay name errno descriptors")
 
 def open_file(point, name):
     return os.open(point / name, FILES.get(name, os.O_RDONLY))
-
-
-def result(call, *args):
-    """0 or the errno."""
-    try:
-        call(*args)
-    except OSError as exc:
-        return exc.errno
-    return 0
 
 
 def expected(failed, call):

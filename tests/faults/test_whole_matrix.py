@@ -15,8 +15,9 @@ import pytest
 from faults import matrix
 from faults.faultyfs import ARRIVES_AS, GOOD, KINDS
 from faults.places import PLACES, Place, voile
-from faults.test_policy import result, status
+from faults.test_policy import status
 from support import holders, syscalls
+from support.outcome import result
 from support.overlays import voile_missing
 from support.wait import wait_until
 

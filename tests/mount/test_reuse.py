@@ -16,6 +16,7 @@ import pytest
 from faults.places import Place, voile
 from support import holders, mountinfo, syscalls
 from support.overlays import ROOT, KernelOverlay, VoileError, VoileOverlay, voile_missing
+from support.reuse import HELD, refused
 from support.users import USER
 from support.wait import wait_until
 from voile.overlay import recover as overlay_recover
@@ -25,7 +26,6 @@ from voile.volatile import record
 pytestmark = pytest.mark.skipif(voile_missing() is not None, reason=str(voile_missing()))
 
 AUTO = "volatile,reuse=auto"
-HELD = "volatile,reuse=auto,hold=on"
 #: What a mount without a holder is refused for, where there is writeback.
 UNPROVEN = "nobody has held the error probe (option hold=on)"
 
@@ -66,19 +66,6 @@ def cycle(layers, *options):
         overlay.umount()
     finally:
         overlay.close()
-
-
-def refused(layers, options=HELD):
-    """Why it cannot be mounted: the one line."""
-    overlay = VoileOverlay(layers)
-    try:
-        with pytest.raises(VoileError) as caught:
-            overlay.mount(options)
-    finally:
-        overlay.close()
-    status, said = caught.value.args
-    assert (status, said.count("\n")) == (32, 1), said
-    return said
 
 
 def warned(layers, options="volatile"):

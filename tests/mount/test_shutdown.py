@@ -11,21 +11,13 @@ import subprocess
 import pytest
 
 from support import mountinfo, syscalls
+from support.outcome import result
 from support.overlays import ROOT, VoileError
 from support.users import USER, in_child
 
 VOILE = str(ROOT / "voile")
 FS_IOC_SHUTDOWN = 0x8004587D
 DEFAULT, LOGFLUSH, NOLOGFLUSH = 0, 1, 2
-
-
-def result(call, *args):
-    """0 or the errno."""
-    try:
-        call(*args)
-    except OSError as exc:
-        return exc.errno
-    return 0
 
 
 def ioctl(point, flags):
