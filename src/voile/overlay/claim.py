@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import resource
 import time
-from errno import EINVAL, ELOOP, ENOENT, ENOTDIR
+from errno import EINVAL
 
-from voile.linux import files, trees
+from voile.linux import files
 from voile.overlay import inuse
 from voile.overlay.layers import DIR_READ
 from voile.volatile import chain, marker, policy, probe, record
@@ -91,12 +91,7 @@ class Claim:
     def _look_back(self, work: Place, upper: Place) -> Probe | None:
         """Refuses what the last mount has left incomplete; the error probe that was held for this one."""
         wanted = self.volatile and self.params.reuse != "off"
-        try:
-            self.marked = trees.look(work.fd, b"work", lambda fd: marker.check(fd, work.path, wanted))
-        except OSError as exc:
-            # Anything but a directory is cleared away, as the kernel does it.
-            if exc.errno not in (ENOENT, ENOTDIR, ELOOP):
-                raise
+        self.marked = marker.check_left(work.fd, work.path, wanted)
         if not self.volatile and not record.exists(work.fd):
             return None
         from voile.volatile import reuse

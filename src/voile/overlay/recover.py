@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from errno import EBUSY, EINVAL, ELOOP, ENOENT, ENOTDIR
+from errno import EBUSY, EINVAL
 
 from voile.linux import files, mountinfo, trees
 from voile.overlay import inuse
@@ -50,7 +50,7 @@ class Leftover:
         try:
             self._open()
             self._now = record.Record.of(self.upper_fd, self.work_fd)
-            self.marked = self._is_marked()
+            self.marked = marker.check_left(self.work_fd, self.work, volatile=True)
             self.reasons = self._judge()
         except BaseException:
             self.close()
@@ -146,14 +146,6 @@ class Leftover:
         finally:
             for place in places:
                 place.close()
-
-    def _is_marked(self) -> bool:
-        try:
-            return trees.look(self.work_fd, b"work", lambda fd: marker.check(fd, self.work, volatile=True))
-        except OSError as exc:
-            if exc.errno not in (ENOENT, ENOTDIR, ELOOP):
-                raise
-        return False
 
     def _judge(self) -> list[str]:
         reasons = []

@@ -62,6 +62,19 @@ def check(work_fd: int, path: bytes | None = None, volatile: bool = False) -> bo
     return bool(found)
 
 
+def check_left(workdir_fd: int, path: bytes, volatile: bool) -> bool:
+    """As `check`, for the `work` that an earlier mount has left in a work directory, if it has.
+
+    Anything but a directory is no reason: it is cleared away, as the kernel does it.
+    """
+    try:
+        return trees.look(workdir_fd, b"work", lambda fd: check(fd, path, volatile))
+    except OSError as error:
+        if error.errno not in _NOT_DIRECTORY:
+            raise
+    return False
+
+
 def create_volatile(work_fd: int) -> None:
     """Make work/incompat/volatile/dirty: two directories and an empty file, all of mode 0.
 
