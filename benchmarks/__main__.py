@@ -62,7 +62,9 @@ UNITS = {"µs": 1e3, "ms": 1e6}
 
 
 PARTS = ["tree", "volatile", "follow", "memory", "find", "huge"]
-NAMES = ("kernel", "fuse-overlayfs", "voile", "voile, cpu_follow=off", "eatmydata")
+OTHER = "voile, other checkout"
+NAMES = ("kernel", "fuse-overlayfs", OTHER, "voile", "voile, cpu_follow=off", "eatmydata")
+SYSTEMS = ("kernel", "fuse-overlayfs", "voile")
 
 
 class Bench:
@@ -165,7 +167,8 @@ class Bench:
 
     def table(self, names):
         """Markdown."""
-        head = ["operation", "unit", *names, "/ kernel", "/ fuse-overlayfs", "wanted"]
+        compared = [n for n in ("kernel", "fuse-overlayfs", OTHER) if n in names]
+        head = ["operation", "unit", *names, *(f"/ {n}" for n in compared), "wanted"]
         lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 3) + "---|"]
         for label, unit, wanted in self.rows:
             found = {n: statistics.median(v) for n in names if (v := self.figures.get((label, n)))}
@@ -173,7 +176,7 @@ class Bench:
             ours = found.get("voile")
             ratios = [
                 f"{ours / found[n]:.2f}" if ours and n in found and unit != "x" else ""
-                for n in ("kernel", "fuse-overlayfs")
+                for n in compared
             ]
             row = [label, unit, *cells, *ratios, wanted]
             lines.append("| " + " | ".join(row) + " |")
@@ -213,7 +216,8 @@ def main():
         "--only", choices=PARTS, action="append", help="not all"
     )
     parser.add_argument("--entries", type=int, default=1_000_000, help="of the huge directory")
-    parser.add_argument("--without", action="append", default=[], choices=NAMES[:3])
+    parser.add_argument("--without", action="append", default=[], choices=SYSTEMS)
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="measure the voile there as well")
     parser.add_argument("--json", type=Path, help="write every figure of every round to this file")
     arguments = parser.parse_args()
     ISOLATION.enter()
@@ -222,6 +226,8 @@ def main():
     wanted = arguments.only or PARTS
     systems = [Kernel("kernel"), FuseOverlayfs("fuse-overlayfs"), Voile("voile")]
     systems = [s for s in systems if s.name not in arguments.without]
+    if arguments.against:
+        systems.append(Voile(OTHER, checkout=arguments.against.resolve()))
     filesystems = Filesystems()
     try:
         bench = Bench(filesystems, arguments.rounds)
@@ -245,7 +251,7 @@ def run(bench, filesystems, systems, wanted, entries):
         bench.compare(systems, ON_THE_TREE, lower, "big-tmpfs")
     if "volatile" in wanted:
         small = filesystems.directory("ext4")
-        each = [type(s)(s.name, "volatile") for s in systems]
+        each = [s.with_options("volatile") for s in systems]
         if Eatmydata.LIBRARY:
             each.append(Eatmydata())
         bench.compare(each, VOLATILE, small, "ext4", lambda point: (point / "f").write_bytes(b"x" * 4096))
@@ -256,7 +262,7 @@ def run(bench, filesystems, systems, wanted, entries):
             systems = [*systems, Voile("voile, cpu_follow=off", "cpu_follow=off")]
         bench.compare(systems, COMPUTING, lower, "big-tmpfs", lambda point: None)
     if "memory" in wanted:
-        bench.memory([s for s in systems if s.name in ("fuse-overlayfs", "voile")])
+        bench.memory([s for s in systems if s.name != "kernel"])
     if "find" in wanted:
         bench.find(systems)
     if "huge" in wanted:

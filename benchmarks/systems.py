@@ -17,6 +17,10 @@ class System:
         self.preload = ""  # for the client
         self.pid = None
 
+    def with_options(self, options):
+        """The same program, mounted with these options."""
+        return type(self)(self.name, options)
+
     def command(self, data, point):
         raise NotImplementedError
 
@@ -87,5 +91,14 @@ class FuseOverlayfs(System):
 
 
 class Voile(System):
+    """`checkout`: whose program is run."""
+
+    def __init__(self, name, options="", checkout=ROOT):
+        super().__init__(name, options)
+        self.checkout = checkout
+
+    def with_options(self, options):
+        return Voile(self.name, options, self.checkout)
+
     def command(self, data, point):
-        return [str(ROOT / "voile"), "mount", "-o", data, point]
+        return [str(self.checkout / "voile"), "mount", "-o", data, point]

@@ -212,7 +212,7 @@ def serve(fuse_fd, control, memory):
         for fd, _ in poll.poll(disk.next_timeout()):
             if fd == fuse_fd:
                 try:
-                    size = os.readv(fuse_fd, session.views)
+                    size = os.readv(fuse_fd, [session.buffer])
                 except OSError as exc:
                     if exc.errno == errno.ENODEV:
                         return

@@ -1,6 +1,6 @@
 """The loop: read a request from /dev/fuse, have the session answer it, until the mount is gone.
 
-One thread. While no worker job is outstanding it blocks in readv(2), the cheapest way to wait. While there is
+One thread. While no worker job is outstanding it blocks in read(2), the cheapest way to wait. While there is
 one it polls the device and the pool's eventfd, with the device non-blocking: a request that made it readable
 can be withdrawn (its caller was killed) before we read it, and a blocking read would then keep finished jobs
 waiting.
@@ -9,6 +9,7 @@ waiting.
 from __future__ import annotations
 
 import errno
+import io
 import os
 import select
 
@@ -71,26 +72,23 @@ class Device:
     def loop(self) -> None:
         """Serve until the mount is gone. `run` is what callers use."""
         session, pool, follow = self.session, self.pool, self.follow
-        fd, views, process, request, readv = (
-            session.fd,
-            session.views,
-            session.process,
-            session.request,
-            os.readv,
-        )
+        buffer, process, request = session.buffer, session.process, session.request
+        # A file object, because its readinto costs a third less than os.readv.
+        read = io.FileIO(session.fd, closefd=False).readinto
         while True:
             for _ in _BETWEEN_CPU_CHECKS:
                 if pool.outstanding or self._nonblocking:
                     self._wait()
                 try:
-                    n = readv(fd, views)
+                    n = read(buffer)
                 except OSError as exc:
                     if exc.errno in _ENDED:
                         return
                     if exc.errno not in _AGAIN:
                         raise
                     continue
-                process(n)
+                if n is not None:  # else there is nothing to read, after all
+                    process(n)
             if follow is not None:
                 follow.note(request.pid)
 

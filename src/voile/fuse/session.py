@@ -46,7 +46,6 @@ class Session:
         # The kernel wants room for the largest WRITE and its headers (fs/fuse/dev.c fuse_dev_do_read). An
         # anonymous mapping costs memory only where requests touch it.
         self.buffer = mmap(-1, max(self.config.max_write, 65536 + 4096) + 4096)
-        self.views = [memoryview(self.buffer)]
         self.request = Request()
         self._destroyed = False
         # DESTROY has come, the last request of a fuseblk mount: the kernel has nothing left to write.
@@ -67,7 +66,7 @@ class Session:
         old.
         """
         while self.negotiated is None:
-            size = os.readv(self.fd, self.views)
+            size = os.readv(self.fd, [self.buffer])
             _, opcode, unique, *_ = abi.IN_HEADER.unpack_from(self.buffer)
             if opcode != abi.INIT:
                 raise ProtocolError(f"opcode {opcode} came before INIT")

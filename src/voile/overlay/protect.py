@@ -49,8 +49,10 @@ def _learn(ofs: Overlay, node: Node) -> int:
         return 0
     if isinstance(node, Dir):
         place = ofs.fds.fd(node.top), b".", files.AT_SYMLINK_NOFOLLOW
-    elif node.unlinked_fd >= 0:
-        place = files.AT_FDCWD, xattrs.proc_fd(node.unlinked_fd), 0
+    elif node.extra is None:
+        place = ofs.fds.fd(node.real), node.name, files.AT_SYMLINK_NOFOLLOW
+    elif node.extra.fd >= 0:
+        place = files.AT_FDCWD, xattrs.proc_fd(node.extra.fd), 0
     else:
         place = ofs.fds.fd(node.real), node.place, files.AT_SYMLINK_NOFOLLOW
     if node.is_upper:
@@ -139,8 +141,8 @@ def may_create(ofs: Overlay, parent: Dir) -> None:
 
 def may_delete(ofs: Overlay, parent: Dir, node: Node) -> None:
     """A name that goes, by a removal or a rename (`may_delete`)."""
-    _refuse(ofs, parent, MASK)
-    _refuse(ofs, node, MASK)
+    if (parent.flags and flags_of(ofs, parent) & MASK) or (node.flags and flags_of(ofs, node) & MASK):
+        raise OSError(EPERM, "immutable or append-only")
 
 
 def may_change(ofs: Overlay, node: Node) -> None:

@@ -144,15 +144,16 @@ class Served(Operations):
 
     def node(self, nodeid: int) -> Node:
         """The node of a request."""
-        return self.overlay.nodes.get(nodeid)
+        return self.overlay.nodes.by_id[nodeid]
 
     def dir(self, nodeid: int) -> Dir:
         """The directory of a request."""
-        node = self.overlay.nodes.get(nodeid)
+        overlay = self.overlay
+        node = overlay.nodes.by_id[nodeid]
         if not isinstance(node, Dir):
             raise OSError(ESTALE, "not a directory any more")
-        if self.overlay.fds.full:
-            self.overlay.fds.trim()
+        if overlay.fds.full:
+            overlay.fds.trim()
         return node
 
     def entry(self, node: Node, st: os.stat_result) -> bytes:

@@ -131,7 +131,7 @@ class FileOperations(Served):
 
     def open(self, req: Request, flags: int, open_flags: int) -> bytes:
         overlay = self.overlay
-        node = overlay.nodes.get(req.nodeid)
+        node = overlay.nodes.by_id[req.nodeid]
         if isinstance(node, Dir):
             raise OSError(EISDIR, "is a directory")
         if overlay.fds.full:

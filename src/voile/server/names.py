@@ -117,8 +117,9 @@ class NameOperations(Served):
         return self.entry(node, overlay_dir.link(self.overlay, node, self.dir(req.nodeid), newname))
 
     def getattr(self, req: Request, flags: int, fh: int | None) -> bytes:
-        node = self.node(req.nodeid)
-        return self.attributes(req.nodeid, node, self.overlay.stat(node))
+        overlay, nodeid = self.overlay, req.nodeid
+        node = overlay.nodes.by_id[nodeid]
+        return self.attributes(nodeid, node, overlay.stat(node))
 
     def statx(self, req: Request, flags: int, fh: int | None, sx_flags: int, sx_mask: int) -> bytes:
         node = self.node(req.nodeid)

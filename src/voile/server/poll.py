@@ -1,6 +1,6 @@
 """Looks at the error probe now and then, also when nobody syncs.
 
-A signal from a timer, since it costs nothing while requests are served: the loop waits in readv(2), which the
+A signal from a timer, since it costs nothing while requests are served: the loop waits in read(2), which the
 signal interrupts. (A second thread, even one that sleeps, makes each system call and each turn of the
 interpreter lock a bit slower; a timerfd would need a poll(2) before each request.) The handler runs in the
 thread of the loop, between two steps of whatever that does.

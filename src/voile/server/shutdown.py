@@ -102,7 +102,7 @@ class Shutdown:
         nodeid = int(name[len(self._prefix) :])
         if not overlay.nodes.known(nodeid):
             raise OSError(ENOENT, "forgotten")
-        node = overlay.nodes.get(nodeid)
+        node = overlay.nodes.by_id[nodeid]
         attr = replies.attr_from_stat(overlay.stat(node), node.ino, 1)
         generation = self._served.generation + 1
         return replies.entry_out(overlay.nodes.refer(node), generation, 0, 0, 0, 0, attr)
