@@ -3,13 +3,14 @@
 A request and its answer cost 5 µs when both processes run on one CPU and ten times that when each answer has
 to wake an idle one. The scheduler cannot know that the two never run at the same time; we can. Now and then
 (the device asks after every 16th request: reading /proc costs about 3 µs) compare the client's CPU with ours,
-and after three mismatches in a row move there.
+and after three mismatches in a row move there, and see that the client stays (see sched_idle).
 """
 
 from __future__ import annotations
 
 import os
 
+from voile.fuse.sched_idle import SchedIdle
 from voile.linux.process import cpu_in_stat
 
 _PATIENCE = 3
@@ -24,9 +25,13 @@ class CpuFollow:
         self._cpu = -1  # where we are pinned; -1: wherever the scheduler likes
         self._mismatches = 0
         self._stats: dict[int, int] = {}  # thread id → fd of its stat file, oldest first
+        #: How the loop lets the client stay where it is.
+        self.idle = SchedIdle()
 
-    def note(self, pid: int) -> None:
-        """A request of thread *pid* (0: unknown) has been answered."""
+    def note(self, pid: int, requests: int) -> None:
+        """So many *requests* have been answered, the last one of thread *pid* (0: unknown)."""
+        if self.idle.on:
+            self.idle.look(requests)
         if pid == 0:
             return
         cpu = self._cpu_of(pid)
@@ -42,6 +47,7 @@ class CpuFollow:
                 except OSError:  # the CPU went offline or out of our cpuset
                     return
                 self._cpu = cpu
+                self.idle.begin()
 
     def _cpu_of(self, pid: int) -> int:
         fd = self._stats.get(pid, -1)
@@ -63,6 +69,7 @@ class CpuFollow:
 
     def close(self) -> None:
         """Close the cached files and give the thread its CPUs back."""
+        self.idle.close()
         for pid in list(self._stats):
             self._drop(pid)
         if self._cpu >= 0:

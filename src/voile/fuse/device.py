@@ -75,6 +75,10 @@ class Device:
         buffer, process, request = session.buffer, session.process, session.request
         # A file object, because its readinto costs a third less than os.readv.
         read = io.FileIO(session.fd, closefd=False).readinto
+        plainly = process
+        giving_way = process
+        if follow is not None:
+            giving_way = session.answering_by(follow.idle.write, follow.idle.writev)
         while True:
             for _ in _BETWEEN_CPU_CHECKS:
                 if pool.outstanding or self._nonblocking:
@@ -90,7 +94,8 @@ class Device:
                 if n is not None:  # else there is nothing to read, after all
                     process(n)
             if follow is not None:
-                follow.note(request.pid)
+                follow.note(request.pid, len(_BETWEEN_CPU_CHECKS))
+                process = giving_way if follow.idle.on else plainly
 
     def _wait(self) -> None:
         """Complete jobs until a request is there, or until no job is left."""

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
     from voile.fuse.requests import Body, Buffer, Handler
 
+    Write = Callable[[int, bytes], int]
+    Writev = Callable[[int, tuple[bytes, bytes | bytearray | memoryview]], int]
+
 __all__ = ["DEFERRED", "WANTED", "Config", "Negotiated", "Operations", "ProtocolError", "Request", "Session"]
 
 _out_header = abi.OUT_HEADER.pack
@@ -213,10 +216,15 @@ class Session:
         if error is not None:
             self.fail(req.unique, error)
 
-    def _make_process(self, req: Request, buf: Buffer) -> Callable[[int], None]:
+    def answering_by(self, write: Write, writev: Writev) -> Callable[[int], None]:
+        """As `process`, with other functions for os.write and os.writev."""
+        return self._make_process(self.request, self.buffer, write, writev)
+
+    def _make_process(
+        self, req: Request, buf: Buffer, write: Write = os.write, writev: Writev = os.writev
+    ) -> Callable[[int], None]:
         fd, handlers, failed, reply_failed = self.fd, self._handlers, self._failed, self._reply_failed
         unpack, pack = abi.IN_HEADER.unpack_from, _out_header
-        write, writev = os.write, os.writev
 
         def process(n: int) -> None:
             size, req.opcode, unique, req.nodeid, req.uid, req.gid, req.pid, extra = unpack(buf)
