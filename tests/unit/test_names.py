@@ -1,6 +1,5 @@
 """Operations on names, without a mount."""
 
-from collections import deque
 
 from voile.fuse.workers import WorkerPool
 from voile.server.names import NameOperations
@@ -9,7 +8,7 @@ from voile.server.names import NameOperations
 class Forgetful(NameOperations):
     def __init__(self):
         self.pool = WorkerPool()
-        self._to_forget = deque()
+        self._to_forget = []
         self.forgotten = []
         self.overlay = self.nodes = self
         self.shrunk = 0

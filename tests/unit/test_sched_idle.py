@@ -12,7 +12,6 @@ import pytest
 from voile.fuse.sched_idle import SchedIdle
 
 
-
 def in_child(body):
     """Run `body` in a child, which may change its policy; what it raises fails the test."""
     pid = os.fork()

@@ -17,7 +17,7 @@ them are pinned: they could not be found again by name.
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
+from itertools import islice
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class FdCache:
         # More than that are open. An attribute, because every request on a directory looks.
         self.full = False
         # Oldest first. What is closed must go from here at once, or its memory stays in use.
-        self._open: OrderedDict[RealDir, None] = OrderedDict()
+        self._open: dict[RealDir, None] = {}
 
     def fd(self, real: RealDir) -> int:
         """The O_PATH descriptor of `real`.
@@ -128,9 +128,9 @@ class FdCache:
 
     def trim(self) -> None:
         """Closes the oldest descriptors down to three quarters of the limit."""
-        keep = self.limit * 3 // 4
-        while len(self._open) > keep:
-            real, _ = self._open.popitem(last=False)
+        excess = len(self._open) - self.limit * 3 // 4
+        for real in list(islice(self._open, max(excess, 0))):
+            del self._open[real]
             if not real.pinned:
                 self._close(real)
         self.full = len(self._open) > self.limit
@@ -148,8 +148,8 @@ class FdCache:
 
     def close(self) -> None:
         """Closes everything at unmount."""
-        while self._open:
-            self._close(next(iter(self._open)))
+        for real in list(self._open):
+            self._close(real)
 
     def _close(self, real: RealDir) -> None:
         if real.fd >= 0:

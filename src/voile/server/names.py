@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from itertools import islice
 
 from voile.fuse import abi, replies
@@ -30,7 +29,7 @@ class NameOperations(Served):
 
     def __init__(self, overlay: Overlay, params: Params) -> None:
         super().__init__(overlay, params)
-        self._to_forget: deque[Iterator[tuple[int, int]]] = deque()
+        self._to_forget: list[Iterator[tuple[int, int]]] = []
 
     def lookup(self, req: Request, name: bytes) -> bytes:
         parent = self.dir(req.nodeid)
@@ -54,14 +53,16 @@ class NameOperations(Served):
 
     def _forget_some(self) -> None:
         # In the order of the kernel, in which a directory comes after what was in it.
-        waiting, turn = self._to_forget, _FORGET_STEP
-        while waiting and turn:
-            some = list(islice(waiting[0], turn))
+        waiting, turn, done = self._to_forget, _FORGET_STEP, 0
+        for many in waiting:
+            some = list(islice(many, turn))
             for nodeid, nlookup in some:
                 self._forget(nodeid, nlookup)
             turn -= len(some)
-            if turn:
-                waiting.popleft()
+            if not turn:
+                break
+            done += 1
+        del waiting[:done]
         if waiting:
             self.pool.soon(self._forget_some)
         else:
