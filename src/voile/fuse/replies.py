@@ -16,6 +16,7 @@ from voile.fuse import abi
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterable
 
 _NS = 1_000_000_000
 _U32 = 0xFFFFFFFF
@@ -204,6 +205,18 @@ class DirentBuffer:
         else:
             self._records.append(record.pack(ino, off, length, type, name))
         return True
+
+    def fill(self, items: Iterable[tuple[int, bytes, int, int]]) -> None:
+        """`add` as many items (off, name, ino, type) as there is room for; READDIR only."""
+        structs, append, room = self._structs, self._records.append, self._room
+        for off, name, ino, type in items:
+            length = len(name)
+            record = structs[length]
+            room -= record.size
+            if room < 0:
+                break
+            append(record.pack(ino, off, length, type, name))
+            self._room = room
 
     def __len__(self) -> int:
         return len(self._records)

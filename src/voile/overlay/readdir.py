@@ -187,6 +187,10 @@ def _shown(
     merged = len(node.reals) > 1
     plain = ofs.samefs
     hidden = _hidden(ofs, real)
+    if seen is None and plain and not (hidden or files_too or (upper and (node.impure or merged))):
+        kinds = {entry[2] for entry in batch}
+        if DT_CHR not in kinds and DT_UNKNOWN not in kinds:
+            return batch  # all of it, as it is
     for name, ino, kind in batch:
         if seen is not None:
             if name in seen:

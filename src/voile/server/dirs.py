@@ -120,19 +120,26 @@ class Listing:
 
 def _put_in_order(items: list[Item]) -> None:
     items.sort()
-    for index in range(1, len(items)):
-        if items[index][0] <= items[index - 1][0]:
-            items[index] = (items[index - 1][0] + 1, *items[index][1:])
+    last = 0
+    for index, item in enumerate(items):
+        at = item[0]
+        if at <= last:
+            at = last + 1
+            items[index] = (at, *item[1:])
+        last = at
 
 
 def _pack(items: list[Item], size: int) -> int:
     """The size of a kept listing with further entries: none goes over the end of a page."""
+    used = size % PAGESIZE
+    before = size - used
     for item in items:
         length = 24 + len(item[1]) + 7 & ~7  # FUSE_DIRENT_SIZE
-        if size % PAGESIZE + length > PAGESIZE:
-            size += PAGESIZE - size % PAGESIZE
-        size += length
-    return size
+        used += length
+        if used > PAGESIZE:
+            before += PAGESIZE
+            used = length
+    return before + used
 
 
 class Gathering:
@@ -203,11 +210,11 @@ class DirOperations(Served):
             self.listings[node.id] = listing
         if not offset:
             self._begins(node.id, listing.changes != self.changes)
-        at_end = True
-        for item in listing.after(offset):
-            at_end = False
-            yield item
-        if not at_end:
+        items = listing.after(offset)
+        first = next(items, None)
+        if first is not None:
+            yield first
+            yield from items
             return
         self._ends(node.id, listing)
         if self.listings.get(node.id) is listing:
@@ -290,10 +297,7 @@ class DirOperations(Served):
 
     def readdir(self, req: Request, fh: int, offset: int, size: int, flags: int) -> bytes | Deferred:
         buffer = replies.DirentBuffer(size, False)
-        add = buffer.add
-        for position, name, ino, kind in self._after(self.dir(req.nodeid), offset, flags):
-            if not add(ino, position, kind, name):
-                break
+        buffer.fill(self._after(self.dir(req.nodeid), offset, flags))
         return self._reply(req, buffer)
 
     def readdirplus(self, req: Request, fh: int, offset: int, size: int, flags: int) -> bytes | Deferred:
