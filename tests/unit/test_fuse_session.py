@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import struct
 import threading
 
 import pytest
@@ -263,3 +264,69 @@ def test_device_switches_between_blocking_and_polling(kernel):
     assert os.get_blocking(session.fd) and operations.destroyed == 1
     os.close(release_read)
     os.close(release_write)
+
+
+class Following:
+    """Stands in for CpuFollow: always gives way, and counts the answers that did."""
+
+    def __init__(self):
+        self.idle = self
+        self.on = True
+        self.answers = 0
+
+    def write(self, fd, answer):
+        self.answers += 1
+        return os.write(fd, answer)
+
+    def writev(self, fd, answer):
+        self.answers += 1
+        return os.writev(fd, answer)
+
+    def note(self, pid, requests):
+        assert requests == 16
+
+    def close(self):
+        pass
+
+
+def test_the_loop_gives_way_unless_its_own_threads_work(kernel):
+    ours, session, operations = kernel
+    pool, follow = WorkerPool(1), Following()
+    release_read, release_write = os.pipe()
+    operations.behave = lambda: b"x"
+    os.set_blocking(session.fd, True)
+    counts = []
+
+    def ask(times):
+        for _ in range(times):
+            ours.send(RECORDED["LOOKUP"])
+            answer(ours)
+        counts.append(follow.answers)
+
+    def job():
+        pool.submit(lambda: os.read(release_read, 1), lambda data, exc: session.reply(1000, data))
+        return b"x"
+
+    def talk():
+        ask(16)  # the first look at the CPUs comes after these
+        ask(16)
+        operations.behave = lambda: b"x" * 10_000  # by writev
+        ask(8)
+        operations.behave = job
+        ask(1)
+        operations.behave = lambda: b"x"
+        ask(20)
+        os.write(release_write, b"!")
+        answer(ours)
+        ask(1 + 16)
+        ours.close()
+
+    thread = threading.Thread(target=talk)
+    thread.start()
+    with pytest.raises((OSError, struct.error)):  # a socket ends in another way than the device
+        Device(session, pool, follow).run()
+    thread.join()
+    first, second, third, started, busy, idle = counts
+    assert (first, second - first, third - second) == (0, 16, 8)
+    assert started - third == 1 and busy == started, "answers while a job was under way"
+    assert idle > busy

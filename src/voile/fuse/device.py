@@ -83,6 +83,7 @@ class Device:
             for _ in _BETWEEN_CPU_CHECKS:
                 if pool.outstanding or self._nonblocking:
                     self._wait()
+                    process = plainly  # our own threads may want this CPU
                 try:
                     n = read(buffer)
                 except OSError as exc:
