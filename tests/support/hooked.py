@@ -154,7 +154,7 @@ class Hooks:
         if what in ("crash", "fail"):
             self.armed, self.calls, self.at, self.error = True, [], *numbers, *[0] * (what == "crash")
         elif what == "fdlimit":
-            self.overlay.fds.limit = numbers[0]
+            self.overlay.fds.limit, self.overlay.fds.full = numbers[0], True  # the next request trims
         elif what in ("hold", "holddirs"):
             self.holds_directories = what == "holddirs"
             self.go.clear()

@@ -1,6 +1,5 @@
 """Operations on names, without a mount."""
 
-
 from voile.fuse.workers import WorkerPool
 from voile.server.names import NameOperations
 

@@ -5,11 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from voile.fuse.sched_idle import SchedIdle
+from voile.linux.process import leave_sched_idle
 
 
 def in_child(body):
@@ -186,5 +188,59 @@ def test_closed_twice_and_for_good():
         idle.close()
         idle.begin()
         assert not idle.on
+
+    in_child(body)
+
+
+def test_an_answer_is_written_also_where_the_policy_cannot_be_changed_any_more():
+    """Once written it must not count as refused: that would be silent, or answered twice."""
+    if os.getuid() != 0:
+        pytest.skip("gives up root")
+
+    def body():
+        import resource
+
+        idle = started()
+        reading, writing = os.pipe()
+        resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
+        os.setresuid(65534, 65534, 65534)
+        assert idle.write(writing, b"one") == 3  # goes to SCHED_IDLE, and cannot leave it
+        assert not idle.on
+        assert idle.writev(writing, (b"t", b"wo")) == 3
+        assert os.read(reading, 9) == b"onetwo"
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            idle.write(-1, b"x")
+
+    in_child(body)
+
+
+def test_threads_that_a_signal_handler_starts_have_the_usual_policy():
+    def body():
+        started()
+        done = threading.Event()
+        seen = []
+
+        def work():
+            leave_sched_idle()
+            seen.append(os.sched_getscheduler(0))
+            done.set()
+
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        threading.Thread(target=work).start()
+        assert done.wait(30)
+        assert seen == [os.SCHED_OTHER]
+
+    in_child(body)
+
+
+def test_a_policy_that_somebody_chooses_later_stays():
+    def body():
+        started()
+        idle = SchedIdle()
+        idle._most = 1 << 20
+        assert idle._prepare()
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        idle.begin()
+        assert not idle.on and os.sched_getscheduler(0) == os.SCHED_BATCH
 
     in_child(body)

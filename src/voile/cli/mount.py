@@ -86,7 +86,7 @@ def mount(params: Params, target: bytes, *, foreground: bool = False, debug: boo
     """Mount, and return an exit status in the process that the caller waits for."""
     from gc import disable
 
-    disable()  # modules and layers stay: collections find nothing, and the start takes a millisecond longer
+    disable()  # modules and layers stay: a collection would find nothing, and cost the start a millisecond
     from voile.fuse.negotiation import ProtocolError
     from voile.overlay.super import LostData, MountError
     from voile.server import process

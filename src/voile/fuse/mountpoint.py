@@ -152,7 +152,10 @@ def unmount_in_thread(
     """`unmount` in a thread of its own, for the process that answers the mount (for its signal handlers)."""
     import threading
 
+    from voile.linux.process import leave_sched_idle
+
     def work() -> None:
+        leave_sched_idle()
         try:
             unmount(target, lazy, force)
         except OSError as exc:

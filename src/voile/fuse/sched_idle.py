@@ -8,8 +8,8 @@ runs at once. They take turns on one CPU, which makes requests two to three time
 the policy twice costs 3 µs.
 
 The price: if the client goes on computing, or others want that CPU, the loop gets it back late: it has to
-wait for next to nothing of a share, some milliseconds. So this is done only while most CPUs are idle, and
-stops when the loop has had to wait; the scheduler counts that (/proc/PID/schedstat).
+wait for next to nothing of a share, some milliseconds. So this is begun only when few threads of the machine
+run, and stops when the loop has had to wait; the scheduler counts that (/proc/PID/schedstat).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ _PRIORITY = os.sched_param(0)
 # More than a client needs that asks again at once (ns a request); so often in a row is enough.
 _LONG = 50_000
 _PATIENCE = 3
+# Copying this many bytes takes no time that matters when the share of a CPU is next to nothing.
+_LARGE = 65536
 # What others must not be made to wait for again (ns).
 _TOO_LONG = 5_000_000
 # How long to do without it when it was no good idea (s); twice as long each time, unless it was for longer.
@@ -35,28 +37,50 @@ class SchedIdle:
         self._since = 0.0
         self._not_before = 0.0
         self._pause = _FIRST_PAUSE
-        self._most = max(2, (os.cpu_count() or 1) // 2)  # with the loop and its client
+        self._most = max(2, (os.cpu_count() or 1) // 2)  # threads that run: the loop, its client, others
         self._waited = 0
         self._long_ones = 0
         self._schedstat = self._loadavg = -1
 
-    @staticmethod
-    def write(fd: int, answer: bytes) -> int:
+    def write(self, fd: int, answer: bytes) -> int:
         """os.write, giving way to whom it wakes."""
-        os.sched_setscheduler(0, os.SCHED_IDLE, _PRIORITY)
+        self._give_way()
         try:
             return os.write(fd, answer)
         finally:
-            os.sched_setscheduler(0, os.SCHED_OTHER, _PRIORITY)
+            self._come_back()
 
-    @staticmethod
-    def writev(fd: int, answer: tuple[bytes, bytes | bytearray | memoryview]) -> int:
-        """os.writev, likewise."""
-        os.sched_setscheduler(0, os.SCHED_IDLE, _PRIORITY)
+    def writev(self, fd: int, answer: tuple[bytes, bytes | bytearray | memoryview]) -> int:
+        """os.writev, likewise, unless copying it takes long."""
+        if len(answer[1]) > _LARGE:
+            return os.writev(fd, answer)
+        self._give_way()
         try:
             return os.writev(fd, answer)
         finally:
+            self._come_back()
+
+    # An answer must be written, and its error told, whatever becomes of the policy.
+
+    def _give_way(self) -> None:
+        try:
+            os.sched_setscheduler(0, os.SCHED_IDLE, _PRIORITY)
+        except OSError:
+            self._never_again()
+
+    def _come_back(self) -> None:
+        try:
             os.sched_setscheduler(0, os.SCHED_OTHER, _PRIORITY)
+        except OSError as exc:
+            if self.on:
+                import sys
+
+                print(f"voile: the scheduling policy cannot be set back: {exc}", file=sys.stderr)
+            self._never_again()
+
+    def _never_again(self) -> None:
+        self.on = False
+        self._not_before = float("inf")
 
     def begin(self) -> None:
         """From now on, if there is no reason against it."""
@@ -68,7 +92,7 @@ class SchedIdle:
             if self._schedstat < 0 and not self._prepare():
                 return
             self._not_before = now + _FIRST_PAUSE  # if the machine is busy
-            if self._running() <= self._most:
+            if self._running() <= self._most and os.sched_getscheduler(0) == os.SCHED_OTHER:
                 self._waited = self._run_delay()
                 self.on, self._since, self._long_ones = True, now, 0
         except (OSError, ValueError, IndexError, RuntimeError):  # the last one: no thread
@@ -77,7 +101,11 @@ class SchedIdle:
     def look(self, requests: int) -> None:
         """After so many requests: has the loop had to wait for its CPU?"""
         before = self._waited
-        self._waited = self._run_delay()
+        try:
+            self._waited = self._run_delay()
+        except (OSError, ValueError, IndexError):
+            self._never_again()
+            return
         delay = self._waited - before
         self._long_ones = self._long_ones + 1 if delay > requests * _LONG else 0
         if self._long_ones >= _PATIENCE or delay > _TOO_LONG:
@@ -89,8 +117,7 @@ class SchedIdle:
 
     def close(self) -> None:
         """The end of the loop."""
-        self.on = False
-        self._not_before = float("inf")
+        self._never_again()
         for fd in (self._schedstat, self._loadavg):
             if fd >= 0:
                 os.close(fd)

@@ -59,7 +59,7 @@ class Session:
         self._agreed = list(self._handlers)
         self._make: Callable[[int, Handler], Handler] = lambda opcode, handler: handler
         self._front: dict[int, Callable[[Handler], Handler]] = {}
-        #: Handle the request of the given length that was read into `buffer`.
+        #: Handle the request of the given length that was read into `buffer` (see also `answering_by`).
         self.process: Callable[[int], None] = self._make_process(self.request, self.buffer)
 
     def handshake(self) -> Negotiated:

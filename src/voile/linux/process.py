@@ -18,6 +18,18 @@ _process_vm_readv = libc.long_function(
 )
 
 
+def leave_sched_idle() -> None:
+    """Take the usual scheduling policy, if this thread has been started by one that is SCHED_IDLE.
+
+    The loop is for the length of a write(2), and a signal handler may run then (see fuse.sched_idle).
+    """
+    try:
+        if os.sched_getscheduler(0) == os.SCHED_IDLE:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    except OSError:
+        pass
+
+
 def set_parent_death_signal(signal: int) -> None:
     """Have the kernel send `signal` to this process when the *thread* that started it ends.
 

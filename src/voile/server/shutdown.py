@@ -23,6 +23,7 @@ from errno import ENOENT
 
 from voile.fuse import replies
 from voile.linux import creds, process
+from voile.linux.process import leave_sched_idle
 from voile.server import gate
 
 TYPE_CHECKING = False
@@ -69,6 +70,7 @@ class Shutdown:
 
     def sweep(self) -> None:
         """Take away what the kernel would answer itself. In a thread that does not answer requests."""
+        leave_sched_idle()
         served = self._served
         session = served.session
         try:

@@ -51,7 +51,9 @@ class Side:
         parts = list(zip(layers.lowers, calls))
         data = layers.lowers[len(program.lowers) :]  # no directory of theirs is merged
         if layers.upper:
-            parts.insert(0, (layers.upper, program.upper))
+            # With this mark a file is a whiteout for the next mount, on both sides, when it is emptied.
+            upper = [call for call in program.upper if call[2:3] != ("trusted.overlay.whiteout",)]
+            parts.insert(0, (layers.upper, upper))
         for path, each in reversed(parts):
             nested = path != layers.upper and program.lowers_on == "overlay"
             build(Layer(path, "userxattr" in program.options), each, below, nested)
