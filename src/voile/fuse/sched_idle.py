@@ -18,13 +18,14 @@ import os
 import time
 
 _PRIORITY = os.sched_param(0)
-# More than a client needs that asks again at once (ns a request); so often in a row is enough.
-_LONG = 50_000
+# Long for others, if there are any (ns a request); a client that computes meanwhile does no harm. So often in
+# a row is enough.
+_LONG = 250_000
 _PATIENCE = 3
 # Copying this many bytes takes no time that matters when the share of a CPU is next to nothing.
 _LARGE = 65536
 # What others must not be made to wait for again (ns).
-_TOO_LONG = 5_000_000
+_TOO_LONG = 20_000_000
 # How long to do without it when it was no good idea (s); twice as long each time, unless it was for longer.
 _FIRST_PAUSE, _LAST_PAUSE = 0.5, 16.0
 
