@@ -9,6 +9,7 @@
 `device`      the loop that reads /dev/fuse
 `workers`     threads for long system calls, completed in the loop's thread
 `cpu_follow`  keep the loop on its client's CPU
+`sched_idle`  give way to the client there
 `passthrough` backing files
 `mountpoint`  /dev/fuse, mount(2), fusermount3, unmount
 
