@@ -279,7 +279,7 @@ def test_descriptors_are_given_back(mount):
     for number in range(300):
         os.unlink(overlay.point / f"{number}")
     wait_until(lambda: status(overlay.point)["watched"] == 0, "still watched")
-    # Some stay for other reasons: the daemon follows the CPUs of up to eight clients in /proc (see cpu_follow).
+    # Some stay for other reasons: the daemon has the /proc/PID/stat of up to eight clients (see cpu_follow).
     wait_until(lambda: len(os.listdir(f"/proc/{overlay.pid}/fd")) <= before + 20, "still open")
     assert status(overlay.point)["not_watched"] == 0
 
